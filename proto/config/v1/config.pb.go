@@ -235,7 +235,7 @@ func (x *Resource) GetUpstream() *Upstream {
 	return nil
 }
 
-func (x *Resource) GetPolicy() *PolicySpec {
+func (x *Resource) GetPolicy() *Policy {
 	if x != nil {
 		if x, ok := x.Spec.(*Resource_Policy); ok {
 			return x.Policy
@@ -301,7 +301,7 @@ type Resource_Upstream struct {
 }
 
 type Resource_Policy struct {
-	Policy *PolicySpec `protobuf:"bytes,14,opt,name=policy,proto3,oneof"`
+	Policy *Policy `protobuf:"bytes,14,opt,name=policy,proto3,oneof"`
 }
 
 type Resource_Issuer struct {
@@ -1468,52 +1468,8 @@ func (x *UpstreamTimeouts) GetIdle() *durationpb.Duration {
 	return nil
 }
 
-// PolicySpec is the spec of a shared Policy: one policy that routes use by ref.
-type PolicySpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Policy        *Policy                `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *PolicySpec) Reset() {
-	*x = PolicySpec{}
-	mi := &file_config_v1_config_proto_msgTypes[18]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *PolicySpec) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*PolicySpec) ProtoMessage() {}
-
-func (x *PolicySpec) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[18]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use PolicySpec.ProtoReflect.Descriptor instead.
-func (*PolicySpec) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
-}
-
-func (x *PolicySpec) GetPolicy() *Policy {
-	if x != nil {
-		return x.Policy
-	}
-	return nil
-}
-
-// Policy is one rule of a request's life. A new kind is a new field here.
+// Policy is one rule of a request's life: inline on a route, or shared by name as
+// a resource of its own. A new kind is a new field here.
 type Policy struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -1531,7 +1487,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1543,7 +1499,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1556,7 +1512,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Policy) GetKind() isPolicy_Kind {
@@ -1674,7 +1630,7 @@ type JWT struct {
 
 func (x *JWT) Reset() {
 	*x = JWT{}
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1642,7 @@ func (x *JWT) String() string {
 func (*JWT) ProtoMessage() {}
 
 func (x *JWT) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1655,7 @@ func (x *JWT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWT.ProtoReflect.Descriptor instead.
 func (*JWT) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *JWT) GetIssuers() []string {
@@ -1728,7 +1684,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1740,7 +1696,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1753,7 +1709,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *APIKey) GetHeader() string {
@@ -1774,7 +1730,7 @@ type Authorize struct {
 
 func (x *Authorize) Reset() {
 	*x = Authorize{}
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1742,7 @@ func (x *Authorize) String() string {
 func (*Authorize) ProtoMessage() {}
 
 func (x *Authorize) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1755,7 @@ func (x *Authorize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorize.ProtoReflect.Descriptor instead.
 func (*Authorize) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Authorize) GetRules() []*AuthorizeRule {
@@ -1827,7 +1783,7 @@ type AuthorizeRule struct {
 
 func (x *AuthorizeRule) Reset() {
 	*x = AuthorizeRule{}
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +1795,7 @@ func (x *AuthorizeRule) String() string {
 func (*AuthorizeRule) ProtoMessage() {}
 
 func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +1808,7 @@ func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeRule.ProtoReflect.Descriptor instead.
 func (*AuthorizeRule) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *AuthorizeRule) GetName() string {
@@ -1905,7 +1861,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +1873,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +1886,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RateLimit) GetKey() string {
@@ -1969,7 +1925,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1981,7 +1937,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1994,7 +1950,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Limit) GetName() string {
@@ -2036,7 +1992,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2048,7 +2004,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2061,7 +2017,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Headers) GetRequest() *HeaderChanges {
@@ -2090,7 +2046,7 @@ type HeaderChanges struct {
 
 func (x *HeaderChanges) Reset() {
 	*x = HeaderChanges{}
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2102,7 +2058,7 @@ func (x *HeaderChanges) String() string {
 func (*HeaderChanges) ProtoMessage() {}
 
 func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2115,7 +2071,7 @@ func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
 func (*HeaderChanges) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *HeaderChanges) GetRemove() []string {
@@ -2170,7 +2126,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2138,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2151,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -2285,7 +2241,7 @@ type ClaimNames struct {
 
 func (x *ClaimNames) Reset() {
 	*x = ClaimNames{}
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2253,7 @@ func (x *ClaimNames) String() string {
 func (*ClaimNames) ProtoMessage() {}
 
 func (x *ClaimNames) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2266,7 @@ func (x *ClaimNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimNames.ProtoReflect.Descriptor instead.
 func (*ClaimNames) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ClaimNames) GetScopes() string {
@@ -2357,7 +2313,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2369,7 +2325,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2382,7 +2338,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *KeySet) GetKeys() []*Key {
@@ -2426,7 +2382,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2438,7 +2394,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2451,7 +2407,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Key) GetKid() string {
@@ -2491,7 +2447,7 @@ type Application struct {
 
 func (x *Application) Reset() {
 	*x = Application{}
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2459,7 @@ func (x *Application) String() string {
 func (*Application) ProtoMessage() {}
 
 func (x *Application) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2472,7 @@ func (x *Application) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Application.ProtoReflect.Descriptor instead.
 func (*Application) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Application) GetDescription() string {
@@ -2573,7 +2529,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2585,7 +2541,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2598,7 +2554,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Credential) GetApplication() string {
@@ -2667,7 +2623,7 @@ type APIKeyCredential struct {
 
 func (x *APIKeyCredential) Reset() {
 	*x = APIKeyCredential{}
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2679,7 +2635,7 @@ func (x *APIKeyCredential) String() string {
 func (*APIKeyCredential) ProtoMessage() {}
 
 func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2692,7 +2648,7 @@ func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKeyCredential.ProtoReflect.Descriptor instead.
 func (*APIKeyCredential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *APIKeyCredential) GetSha256() []byte {
@@ -2733,15 +2689,15 @@ var File_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x16config/v1/config.proto\x12\x14portcullis.config.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf5\x04\n" +
+	"\x16config/v1/config.proto\x12\x14portcullis.config.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x04\n" +
 	"\bResource\x12:\n" +
 	"\bmetadata\x18\x01 \x01(\v2\x1e.portcullis.config.v1.MetadataR\bmetadata\x12?\n" +
 	"\tworkspace\x18\n" +
 	" \x01(\v2\x1f.portcullis.config.v1.WorkspaceH\x00R\tworkspace\x129\n" +
 	"\agateway\x18\v \x01(\v2\x1d.portcullis.config.v1.GatewayH\x00R\agateway\x123\n" +
 	"\x05route\x18\f \x01(\v2\x1b.portcullis.config.v1.RouteH\x00R\x05route\x12<\n" +
-	"\bupstream\x18\r \x01(\v2\x1e.portcullis.config.v1.UpstreamH\x00R\bupstream\x12:\n" +
-	"\x06policy\x18\x0e \x01(\v2 .portcullis.config.v1.PolicySpecH\x00R\x06policy\x126\n" +
+	"\bupstream\x18\r \x01(\v2\x1e.portcullis.config.v1.UpstreamH\x00R\bupstream\x126\n" +
+	"\x06policy\x18\x0e \x01(\v2\x1c.portcullis.config.v1.PolicyH\x00R\x06policy\x126\n" +
 	"\x06issuer\x18\x0f \x01(\v2\x1c.portcullis.config.v1.IssuerH\x00R\x06issuer\x12E\n" +
 	"\vapplication\x18\x10 \x01(\v2!.portcullis.config.v1.ApplicationH\x00R\vapplication\x12B\n" +
 	"\n" +
@@ -2833,10 +2789,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"privateKey\"v\n" +
 	"\x10UpstreamTimeouts\x123\n" +
 	"\aconnect\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\aconnect\x12-\n" +
-	"\x04idle\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04idle\"B\n" +
-	"\n" +
-	"PolicySpec\x124\n" +
-	"\x06policy\x18\x01 \x01(\v2\x1c.portcullis.config.v1.PolicyR\x06policy\"\xca\x02\n" +
+	"\x04idle\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04idle\"\xca\x02\n" +
 	"\x06Policy\x12\x12\n" +
 	"\x03ref\x18\x01 \x01(\tH\x00R\x03ref\x12-\n" +
 	"\x03jwt\x18\n" +
@@ -2959,7 +2912,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 39)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_config_v1_config_proto_goTypes = []any{
 	(OnStale)(0),                      // 0: portcullis.config.v1.OnStale
 	(OnPartition)(0),                  // 1: portcullis.config.v1.OnPartition
@@ -2981,30 +2934,29 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*Endpoint)(nil),                  // 17: portcullis.config.v1.Endpoint
 	(*UpstreamTLS)(nil),               // 18: portcullis.config.v1.UpstreamTLS
 	(*UpstreamTimeouts)(nil),          // 19: portcullis.config.v1.UpstreamTimeouts
-	(*PolicySpec)(nil),                // 20: portcullis.config.v1.PolicySpec
-	(*Policy)(nil),                    // 21: portcullis.config.v1.Policy
-	(*JWT)(nil),                       // 22: portcullis.config.v1.JWT
-	(*APIKey)(nil),                    // 23: portcullis.config.v1.APIKey
-	(*Authorize)(nil),                 // 24: portcullis.config.v1.Authorize
-	(*AuthorizeRule)(nil),             // 25: portcullis.config.v1.AuthorizeRule
-	(*RateLimit)(nil),                 // 26: portcullis.config.v1.RateLimit
-	(*Limit)(nil),                     // 27: portcullis.config.v1.Limit
-	(*Headers)(nil),                   // 28: portcullis.config.v1.Headers
-	(*HeaderChanges)(nil),             // 29: portcullis.config.v1.HeaderChanges
-	(*Issuer)(nil),                    // 30: portcullis.config.v1.Issuer
-	(*ClaimNames)(nil),                // 31: portcullis.config.v1.ClaimNames
-	(*KeySet)(nil),                    // 32: portcullis.config.v1.KeySet
-	(*Key)(nil),                       // 33: portcullis.config.v1.Key
-	(*Application)(nil),               // 34: portcullis.config.v1.Application
-	(*Credential)(nil),                // 35: portcullis.config.v1.Credential
-	(*APIKeyCredential)(nil),          // 36: portcullis.config.v1.APIKeyCredential
-	nil,                               // 37: portcullis.config.v1.Metadata.LabelsEntry
-	nil,                               // 38: portcullis.config.v1.Endpoint.LabelsEntry
-	nil,                               // 39: portcullis.config.v1.HeaderChanges.SetEntry
-	nil,                               // 40: portcullis.config.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil),       // 41: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 42: google.protobuf.Timestamp
-	(*descriptorpb.FieldOptions)(nil), // 43: google.protobuf.FieldOptions
+	(*Policy)(nil),                    // 20: portcullis.config.v1.Policy
+	(*JWT)(nil),                       // 21: portcullis.config.v1.JWT
+	(*APIKey)(nil),                    // 22: portcullis.config.v1.APIKey
+	(*Authorize)(nil),                 // 23: portcullis.config.v1.Authorize
+	(*AuthorizeRule)(nil),             // 24: portcullis.config.v1.AuthorizeRule
+	(*RateLimit)(nil),                 // 25: portcullis.config.v1.RateLimit
+	(*Limit)(nil),                     // 26: portcullis.config.v1.Limit
+	(*Headers)(nil),                   // 27: portcullis.config.v1.Headers
+	(*HeaderChanges)(nil),             // 28: portcullis.config.v1.HeaderChanges
+	(*Issuer)(nil),                    // 29: portcullis.config.v1.Issuer
+	(*ClaimNames)(nil),                // 30: portcullis.config.v1.ClaimNames
+	(*KeySet)(nil),                    // 31: portcullis.config.v1.KeySet
+	(*Key)(nil),                       // 32: portcullis.config.v1.Key
+	(*Application)(nil),               // 33: portcullis.config.v1.Application
+	(*Credential)(nil),                // 34: portcullis.config.v1.Credential
+	(*APIKeyCredential)(nil),          // 35: portcullis.config.v1.APIKeyCredential
+	nil,                               // 36: portcullis.config.v1.Metadata.LabelsEntry
+	nil,                               // 37: portcullis.config.v1.Endpoint.LabelsEntry
+	nil,                               // 38: portcullis.config.v1.HeaderChanges.SetEntry
+	nil,                               // 39: portcullis.config.v1.HeaderChanges.AddEntry
+	(*durationpb.Duration)(nil),       // 40: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil),     // 41: google.protobuf.Timestamp
+	(*descriptorpb.FieldOptions)(nil), // 42: google.protobuf.FieldOptions
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	3,  // 0: portcullis.config.v1.Resource.metadata:type_name -> portcullis.config.v1.Metadata
@@ -3012,63 +2964,62 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	5,  // 2: portcullis.config.v1.Resource.gateway:type_name -> portcullis.config.v1.Gateway
 	9,  // 3: portcullis.config.v1.Resource.route:type_name -> portcullis.config.v1.Route
 	16, // 4: portcullis.config.v1.Resource.upstream:type_name -> portcullis.config.v1.Upstream
-	20, // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.PolicySpec
-	30, // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
-	34, // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
-	35, // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
-	32, // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
-	37, // 10: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
-	21, // 11: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
-	21, // 12: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
+	20, // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.Policy
+	29, // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
+	33, // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
+	34, // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
+	31, // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
+	36, // 10: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
+	20, // 11: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
+	20, // 12: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
 	6,  // 13: portcullis.config.v1.Gateway.limits:type_name -> portcullis.config.v1.RequestLimits
 	7,  // 14: portcullis.config.v1.Gateway.tracing:type_name -> portcullis.config.v1.Tracing
 	8,  // 15: portcullis.config.v1.Gateway.access_log:type_name -> portcullis.config.v1.AccessLog
 	10, // 16: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
-	21, // 17: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
+	20, // 17: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
 	13, // 18: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
 	14, // 19: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
 	15, // 20: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
 	11, // 21: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
 	12, // 22: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
 	12, // 23: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
-	41, // 24: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
-	41, // 25: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
+	40, // 24: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
+	40, // 25: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
 	0,  // 26: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
 	17, // 27: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
 	18, // 28: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
 	19, // 29: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
-	38, // 30: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
-	41, // 31: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
-	41, // 32: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
-	21, // 33: portcullis.config.v1.PolicySpec.policy:type_name -> portcullis.config.v1.Policy
-	22, // 34: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
-	23, // 35: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
-	24, // 36: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
-	26, // 37: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
-	28, // 38: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
-	25, // 39: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
-	27, // 40: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
-	1,  // 41: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
-	41, // 42: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
-	29, // 43: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
-	29, // 44: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
-	39, // 45: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
-	40, // 46: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
-	41, // 47: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
-	41, // 48: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
-	31, // 49: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
-	33, // 50: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
-	42, // 51: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
-	42, // 52: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
-	36, // 53: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
-	42, // 54: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
-	42, // 55: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
-	43, // 56: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	56, // [56:57] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	37, // 30: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
+	40, // 31: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
+	40, // 32: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
+	21, // 33: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
+	22, // 34: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
+	23, // 35: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
+	25, // 36: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
+	27, // 37: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
+	24, // 38: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
+	26, // 39: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
+	1,  // 40: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
+	40, // 41: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
+	28, // 42: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
+	28, // 43: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
+	38, // 44: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
+	39, // 45: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
+	40, // 46: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
+	40, // 47: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
+	30, // 48: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
+	32, // 49: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
+	41, // 50: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
+	41, // 51: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
+	35, // 52: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
+	41, // 53: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 54: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
+	42, // 55: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
+	56, // [56:56] is the sub-list for method output_type
+	56, // [56:56] is the sub-list for method input_type
+	56, // [56:56] is the sub-list for extension type_name
+	55, // [55:56] is the sub-list for extension extendee
+	0,  // [0:55] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -3099,7 +3050,7 @@ func file_config_v1_config_proto_init() {
 	}
 	file_config_v1_config_proto_msgTypes[11].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{
 		(*Policy_Ref)(nil),
 		(*Policy_Jwt)(nil),
 		(*Policy_ApiKey)(nil),
@@ -3107,7 +3058,7 @@ func file_config_v1_config_proto_init() {
 		(*Policy_RateLimit)(nil),
 		(*Policy_Headers)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[33].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{
 		(*Credential_ApiKey)(nil),
 	}
 	type x struct{}
@@ -3116,7 +3067,7 @@ func file_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   39,
+			NumMessages:   38,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

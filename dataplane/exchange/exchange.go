@@ -1,0 +1,152 @@
+// Package exchange is one request in flight, as the policies see it. Front ends
+// turn bytes into an Exchange and a Response into bytes; nothing here knows
+// which protocol carried them, and nothing here opens a socket.
+//
+// Strings of a Request may lie in a buffer that the front end reuses: they hold
+// until the exchange ends. Whoever keeps one longer clones it.
+package exchange
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"io"
+	"net/netip"
+	"time"
+)
+
+// Request is what the client sent, vetted by the front end: its syntax is that
+// of RFC 9110, its path is canonical (see ParseTarget).
+type Request struct {
+	Method string
+	// Target is the request target as received.
+	Target string
+	// Path is canonical: policies match it and the upstream receives it, byte for
+	// byte the same.
+	Path string
+	// Query is the raw query, without '?'.
+	Query string
+	// Host is lower case, without port and trailing dot.
+	Host string
+	// Authority is the Host header or :authority as received.
+	Authority string
+	// Scheme is http or https, as the client used it; behind a trusted proxy, what
+	// the proxy said.
+	Scheme string
+	// Proto is HTTP/1.1, HTTP/2.0 or HTTP/3.0.
+	Proto  string
+	Header Header
+	Body   Body
+	// Peer is the client's address; behind a trusted proxy, what the proxy said.
+	Peer netip.Addr
+	// TLS is nil on a plain connection.
+	TLS *PeerTLS
+}
+
+// PeerTLS is what the handshake told of the client.
+type PeerTLS struct {
+	Version    uint16
+	ServerName string
+	ALPN       string
+	// Verified holds the client's chain, leaf first; nil without a client
+	// certificate.
+	Verified []*x509.Certificate
+	// State gives channel bindings; nil when the front end has none.
+	State *tls.ConnectionState
+}
+
+// Body is a message body in flight. The zero Body is empty.
+type Body struct {
+	// Reader is nil for an empty body. One goroutine reads it.
+	Reader io.ReadCloser
+	// Length in bytes, or -1 when the message does not say.
+	Length int64
+	// Trailer gives the trailer fields once Reader returned io.EOF; may be nil.
+	Trailer func() Header
+}
+
+// Response is what goes back to the client. Its Body streams.
+type Response struct {
+	Status int
+	Header Header
+	Body   Body
+	// Upgrade, when set, takes over the connection after a 101.
+	Upgrade func(client io.ReadWriteCloser) error
+}
+
+// Identity is who the caller proved to be. The zero Identity is anonymous.
+type Identity struct {
+	// Method is "", "jwt" or "api_key".
+	Method  string
+	Subject string
+	Client  string
+	Issuer  string
+	// Token and session identifiers, empty when the credential has none.
+	TokenID string
+	Session string
+	Scopes  []string
+	Roles   []string
+	Groups  []string
+	// Claims are the token's verified claims, numbers as float64, or json.Number
+	// where a float64 would lose digits. Shared between requests: read only.
+	Claims    map[string]any
+	IssuedAt  time.Time
+	ExpiresAt time.Time
+}
+
+// RouteInfo names the route that matched.
+type RouteInfo struct {
+	Workspace string
+	Name      string
+}
+
+// Param is a value that a path template captured.
+type Param struct{ Name, Value string }
+
+// Exchange is one request and what has been found out about it. It belongs to
+// the goroutine that handles the request. Reset prepares it for the next one.
+type Exchange struct {
+	// Set by the front end.
+	Context context.Context
+	Request Request
+	// Received is when the last header byte came, with a monotonic reading.
+	Received time.Time
+
+	// Set by the gateway.
+	ID     string
+	Route  RouteInfo
+	Params []Param
+
+	// Set by the policies.
+	Identity Identity
+	// Response header fields that the answer will carry, whoever writes it; a
+	// refusal carries them too.
+	ResponseHeader Header
+	// Why holds what decided, for the ring of decisions. No secrets.
+	Why Why
+	// After runs, last first, when the response head is known, before it is
+	// written. Used to change the answer's header.
+	After []func(*Exchange, *Response)
+	// Done runs, last first, when the exchange has ended.
+	Done []func(*Exchange)
+}
+
+// Why names the policy and rule that decided and what it looked at.
+type Why struct {
+	Policy string
+	Rule   string
+	Detail string
+}
+
+// Reset clears the exchange for another request and keeps its memory.
+func (e *Exchange) Reset() {
+	clear(e.After)
+	clear(e.Done)
+	*e = Exchange{
+		Request:        Request{Header: e.Request.Header.reset()},
+		ResponseHeader: e.ResponseHeader.reset(),
+		Params:         e.Params[:0],
+		After:          e.After[:0],
+		Done:           e.Done[:0],
+	}
+}
