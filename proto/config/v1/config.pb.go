@@ -2306,7 +2306,9 @@ type KeySet struct {
 	// After this the keys are not used any more.
 	StaleAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=stale_at,json=staleAt,proto3" json:"stale_at,omitempty"`
 	// Why the last fetch failed; empty when it did not.
-	Problem       string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	// When the control plane fetches again.
+	RefreshAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refresh_at,json=refreshAt,proto3" json:"refresh_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2367,6 +2369,13 @@ func (x *KeySet) GetProblem() string {
 		return x.Problem
 	}
 	return ""
+}
+
+func (x *KeySet) GetRefreshAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshAt
+	}
+	return nil
 }
 
 type Key struct {
@@ -2856,13 +2865,15 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06scopes\x18\x01 \x01(\tR\x06scopes\x12\x14\n" +
 	"\x05roles\x18\x02 \x01(\tR\x05roles\x12\x16\n" +
 	"\x06groups\x18\x03 \x01(\tR\x06groups\x12\x16\n" +
-	"\x06client\x18\x04 \x01(\tR\x06client\"\xc3\x01\n" +
+	"\x06client\x18\x04 \x01(\tR\x06client\"\xfe\x01\n" +
 	"\x06KeySet\x12-\n" +
 	"\x04keys\x18\x01 \x03(\v2\x19.portcullis.config.v1.KeyR\x04keys\x129\n" +
 	"\n" +
 	"fetched_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tfetchedAt\x125\n" +
 	"\bstale_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\astaleAt\x12\x18\n" +
-	"\aproblem\x18\x04 \x01(\tR\aproblem\"K\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x129\n" +
+	"\n" +
+	"refresh_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\"K\n" +
 	"\x03Key\x12\x10\n" +
 	"\x03kid\x18\x01 \x01(\tR\x03kid\x12\x1e\n" +
 	"\n" +
@@ -3011,15 +3022,16 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	32, // 49: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
 	41, // 50: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
 	41, // 51: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
-	35, // 52: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
-	41, // 53: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
-	41, // 54: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
-	42, // 55: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
-	56, // [56:56] is the sub-list for method output_type
-	56, // [56:56] is the sub-list for method input_type
-	56, // [56:56] is the sub-list for extension type_name
-	55, // [55:56] is the sub-list for extension extendee
-	0,  // [0:55] is the sub-list for field type_name
+	41, // 52: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
+	35, // 53: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
+	41, // 54: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
+	41, // 55: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
+	42, // 56: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
+	57, // [57:57] is the sub-list for method output_type
+	57, // [57:57] is the sub-list for method input_type
+	57, // [57:57] is the sub-list for extension type_name
+	56, // [56:57] is the sub-list for extension extendee
+	0,  // [0:56] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
