@@ -1,0 +1,47 @@
+# Every target is documented by the comment after '##'; `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+export GOTOOLCHAIN := local
+
+TOOLS := go tool -modfile=proto/tools.mod
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.release=$(VERSION)
+FUZZTIME ?= 20s
+
+.PHONY: help run build test slow bench fuzz golden generate lint
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: build ## Run a cluster in one process, with two demo upstreams, on 127.0.0.1:8080
+	./bin/portcullis standalone --demo --data-dir portcullis-data
+
+build: ## Build the one binary into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/portcullis ./deploy/portcullis
+
+test: ## Run the unit, conformance and cluster tests with the race detector (under 4 minutes)
+	go test -race -timeout 6m ./...
+
+slow: ## Run the tests that take long: external etcd and NATS clusters, faults, processes
+	go test -tags slow -timeout 20m -p 1 -run '^TestSlow' ./...
+
+bench: ## Measure every figure that has a target and print the table
+	go run ./loadtest/bench
+
+fuzz: ## Run each fuzz target for FUZZTIME (20s)
+	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | sed 's/func //' | sort -u); do \
+	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+
+golden: ## Rewrite the golden files; read the diff like code
+	go test ./pkg/config/... ./dataplane/policy/... ./controlplane/stream/... ./deploy/... -run 'Golden|Transcript' -update
+
+generate: ## Regenerate Go and OpenAPI from the protos, and the JSON Schema, offline
+	cd proto && go tool -modfile=tools.mod buf generate
+	gofmt -l proto >/dev/null
+
+lint: ## Check format, vet, staticcheck and the protos
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt'd:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet -tags slow ./...
+	$(TOOLS) staticcheck -tags slow ./...
+	cd proto && go tool -modfile=tools.mod buf lint
