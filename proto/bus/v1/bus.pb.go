@@ -239,8 +239,13 @@ func (x *Beat) GetProgress() int64 {
 // Spent carries a node's cumulative totals of limit keys: idempotent,
 // reorderable, loss-healing.
 type Spent struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Totals        []*Total               `protobuf:"bytes,1,rep,name=totals,proto3" json:"totals,omitempty"` // Nodes exchange nothing else, so this also says that the sender lives.
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Totals []*Total               `protobuf:"bytes,1,rep,name=totals,proto3" json:"totals,omitempty"` // Nodes exchange nothing else, so this also says that the sender lives.
+	// Nanoseconds on the sender's monotonic clock when it sent this; says which of
+	// two reports is newer, and how old a count is.
+	Now int64 `protobuf:"varint,2,opt,name=now,proto3" json:"now,omitempty"`
+	// The sender stops on purpose: it no longer counts as a node that is missing.
+	Leaving       bool `protobuf:"varint,3,opt,name=leaving,proto3" json:"leaving,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -282,14 +287,35 @@ func (x *Spent) GetTotals() []*Total {
 	return nil
 }
 
+func (x *Spent) GetNow() int64 {
+	if x != nil {
+		return x.Now
+	}
+	return 0
+}
+
+func (x *Spent) GetLeaving() bool {
+	if x != nil {
+		return x.Leaving
+	}
+	return false
+}
+
 type Total struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// 16 bytes: hash of route, limit and key.
 	Key []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// Cost units spent since the sender's boot.
+	// Cost units spent since `since`.
 	Total int64 `protobuf:"varint,2,opt,name=total,proto3" json:"total,omitempty"`
-	// Cost units per second that the sender spends now.
-	Rate          float64 `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	// Cost units per second that the sender is asked for now, granted or not; a
+	// receiver scales it to what the limit admits.
+	Rate float64 `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
+	// What the sender believes to be missing from a full bucket, for a receiver
+	// that has not followed the key from the start.
+	Missing float64 `protobuf:"fixed64,4,opt,name=missing,proto3" json:"missing,omitempty"`
+	// When the sender began this count, on its monotonic clock. A node forgets
+	// full, idle buckets; a later count starts at 0 and replaces the earlier.
+	Since         int64 `protobuf:"varint,5,opt,name=since,proto3" json:"since,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -341,6 +367,20 @@ func (x *Total) GetTotal() int64 {
 func (x *Total) GetRate() float64 {
 	if x != nil {
 		return x.Rate
+	}
+	return 0
+}
+
+func (x *Total) GetMissing() float64 {
+	if x != nil {
+		return x.Missing
+	}
+	return 0
+}
+
+func (x *Total) GetSince() int64 {
+	if x != nil {
+		return x.Since
 	}
 	return 0
 }
@@ -488,13 +528,17 @@ const file_bus_v1_bus_proto_rawDesc = "" +
 	"\x04Beat\x122\n" +
 	"\x04head\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\x04head\x12 \n" +
 	"\vrevocations\x18\x02 \x01(\x03R\vrevocations\x12\x1a\n" +
-	"\bprogress\x18\x03 \x01(\x03R\bprogress\"9\n" +
+	"\bprogress\x18\x03 \x01(\x03R\bprogress\"e\n" +
 	"\x05Spent\x120\n" +
-	"\x06totals\x18\x01 \x03(\v2\x18.portcullis.bus.v1.TotalR\x06totals\"C\n" +
+	"\x06totals\x18\x01 \x03(\v2\x18.portcullis.bus.v1.TotalR\x06totals\x12\x10\n" +
+	"\x03now\x18\x02 \x01(\x03R\x03now\x12\x18\n" +
+	"\aleaving\x18\x03 \x01(\bR\aleaving\"s\n" +
 	"\x05Total\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x14\n" +
 	"\x05total\x18\x02 \x01(\x03R\x05total\x12\x12\n" +
-	"\x04rate\x18\x03 \x01(\x01R\x04rate\"[\n" +
+	"\x04rate\x18\x03 \x01(\x01R\x04rate\x12\x18\n" +
+	"\amissing\x18\x04 \x01(\x01R\amissing\x12\x14\n" +
+	"\x05since\x18\x05 \x01(\x03R\x05since\"[\n" +
 	"\x03Ask\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\fR\x03key\x12\x12\n" +
 	"\x04cost\x18\x02 \x01(\x03R\x04cost\x12\x12\n" +
