@@ -1,0 +1,180 @@
+package revocation
+
+import (
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+// freshly runs test under a fake clock.
+func freshly(t *testing.T, test func(t *testing.T, f *Freshness)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) { test(t, NewFreshness()) })
+}
+
+func stale(t *testing.T, f *Freshness, want time.Duration) {
+	t.Helper()
+	if got := f.Staleness(time.Now()); got != want {
+		t.Fatalf("staleness %v, want %v", got, want)
+	}
+}
+
+func TestFreshness(t *testing.T) {
+	const never time.Duration = math.MaxInt64
+	const beat = 250 * time.Millisecond
+	t.Run("never heard", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Holds(10, time.Now())
+			stale(t, f, never)
+			if f.Ready() {
+				t.Fatal("ready without a heartbeat")
+			}
+		})
+	})
+	t.Run("holds the head", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Holds(10, time.Now())
+			f.Heard(10, 12, time.Now())
+			stale(t, f, 0)
+			time.Sleep(beat)
+			stale(t, f, beat)
+			f.Heard(10, 12, time.Now())
+			stale(t, f, 0)
+			if !f.Ready() || f.Held() != 10 {
+				t.Fatal("not ready")
+			}
+		})
+	})
+	t.Run("an empty cluster is current", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Heard(0, 1, time.Now())
+			stale(t, f, 0)
+		})
+	})
+	t.Run("catching up counts from the heartbeat", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Heard(10, 10, time.Now())
+			stale(t, f, never)
+			time.Sleep(beat)
+			f.Heard(20, 20, time.Now())
+			time.Sleep(beat)
+			f.Holds(15, time.Now())
+			stale(t, f, 2*beat)
+			f.Holds(20, time.Now())
+			stale(t, f, beat)
+		})
+	})
+	t.Run("many heads pending", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			for i := range int64(40) {
+				f.Heard(10+i, 100+i, time.Now())
+				time.Sleep(beat)
+			}
+			f.Holds(1000, time.Now())
+			stale(t, f, beat)
+		})
+	})
+	t.Run("a sender that lags proves nothing", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Heard(0, 50, time.Now())
+			time.Sleep(beat)
+			f.Heard(0, 49, time.Now()) // another one has seen 50
+			stale(t, f, beat)
+			f.Holds(60, time.Now())
+			f.Heard(0, 55, time.Now()) // the node itself has seen 60
+			stale(t, f, beat)
+			f.Heard(70, 65, time.Now()) // nonsense
+			f.Holds(70, time.Now())
+			stale(t, f, beat)
+			f.Heard(70, 70, time.Now())
+			stale(t, f, 0)
+		})
+	})
+	t.Run("heartbeats that waited out a freeze prove nothing", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Heard(0, 1, time.Now())
+			time.Sleep(time.Minute)
+			for range 240 {
+				f.Heard(0, 1, time.Now())
+			}
+			stale(t, f, time.Minute)
+			time.Sleep(beat)
+			f.Heard(0, 1, time.Now())
+			stale(t, f, 0)
+		})
+	})
+	t.Run("slow heartbeats still count", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			for range 9 {
+				f.Heard(0, 1, time.Now())
+				time.Sleep(2 * time.Second)
+			}
+			if got := f.Staleness(time.Now()); got > 4*time.Second {
+				t.Fatalf("staleness %v", got)
+			}
+		})
+	})
+	t.Run("a new epoch starts anew", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			if !f.Enter(1) {
+				t.Fatal("epoch 1 refused")
+			}
+			f.Holds(1000, time.Now())
+			f.Heard(1000, 1000, time.Now())
+			time.Sleep(beat)
+			if !f.Enter(2) || f.Enter(1) || !f.Enter(2) {
+				t.Fatal("epochs only go up")
+			}
+			f.Heard(7, 7, time.Now())
+			stale(t, f, beat)
+			f.Holds(7, time.Now())
+			stale(t, f, 0)
+		})
+	})
+	t.Run("what is held from an earlier run stays", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Holds(9, time.Now())
+			f.Enter(3)
+			f.Heard(9, 9, time.Now())
+			stale(t, f, 0)
+		})
+	})
+}
+
+// A node is never fresher than the last heartbeat that, in a replay of all that
+// was said, announced no more than the node then came to hold.
+func TestFreshnessNeverFlatters(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		f := NewFreshness()
+		now := f.base
+		var held int64
+		var beats []beat
+		best := time.Time{}
+		for range rapid.IntRange(1, 80).Draw(t, "steps") {
+			now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
+			r := rapid.Int64Range(0, 30).Draw(t, "revision")
+			if rapid.Bool().Draw(t, "heard") {
+				f.Heard(r, rapid.Int64Range(0, 40).Draw(t, "progress"), now)
+				beats = append(beats, beat{r, now})
+			} else {
+				f.Holds(r, now)
+				held = max(held, r)
+			}
+			for _, b := range beats {
+				if b.head <= held && b.at.After(best) {
+					best = b.at
+				}
+			}
+			got := f.Staleness(now)
+			if best.IsZero() && got != math.MaxInt64 || !best.IsZero() && got < now.Sub(best) {
+				t.Fatalf("staleness %v, but nothing proves more than %v", got, best.Sub(now))
+			}
+			if f.Ready() != (got != math.MaxInt64) {
+				t.Fatal("Ready and Staleness disagree")
+			}
+		}
+	})
+}
