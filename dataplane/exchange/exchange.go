@@ -28,15 +28,24 @@ type Request struct {
 	Query string
 	// Host is lower case, without port and trailing dot.
 	Host string
-	// Authority is the Host header or :authority as received.
+	// Authority is Host and, where the client named one, ":" and the port: what the
+	// upstream receives as Host.
 	Authority string
 	// Scheme is http or https, as the client used it; behind a trusted proxy, what
 	// the proxy said.
 	Scheme string
 	// Proto is HTTP/1.1, HTTP/2.0 or HTTP/3.0.
-	Proto  string
+	Proto string
+	// Header holds the end-to-end fields: no Host, no hop-by-hop field, no framing,
+	// no name outside of letters, digits and '-', and no X-Forwarded-* field but
+	// those that the front end wrote.
 	Header Header
-	Body   Body
+	// Body.Reader fails with ErrTooLarge beyond the limit and with ErrMalformed
+	// when its framing is broken.
+	Body Body
+	// Upgrade is the protocol that the client asks to switch to, lower case: ""
+	// or "websocket". Front ends drop every other.
+	Upgrade string
 	// Peer is the client's address; behind a trusted proxy, what the proxy said.
 	Peer netip.Addr
 	// TLS is nil on a plain connection.
@@ -70,7 +79,8 @@ type Response struct {
 	Status int
 	Header Header
 	Body   Body
-	// Upgrade, when set, takes over the connection after a 101.
+	// Upgrade, when set, takes over the connection after a 101. It returns when the
+	// connection has ended and closes client.
 	Upgrade func(client io.ReadWriteCloser) error
 }
 
@@ -111,9 +121,11 @@ type Exchange struct {
 	Request Request
 	// Received is when the last header byte came, with a monotonic reading.
 	Received time.Time
+	// ID names the exchange: the X-Request-Id of a trusted proxy or a fresh one. The
+	// upstream and the client get it as X-Request-Id.
+	ID string
 
 	// Set by the gateway.
-	ID     string
 	Route  RouteInfo
 	Params []Param
 
@@ -129,6 +141,47 @@ type Exchange struct {
 	After []func(*Exchange, *Response)
 	// Done runs, last first, when the exchange has ended.
 	Done []func(*Exchange)
+
+	// Set by the front end before Done runs.
+	Result Result
+}
+
+// Result is what became of the answer.
+type Result struct {
+	Status int
+	// Bytes of body written.
+	Bytes int64
+	// Err is why the answer was cut short, nil when it was written whole.
+	Err error
+}
+
+// Answer runs After on the response and moves ResponseHeader to it, where its
+// fields replace those of the same name. The gateway calls it once the head of
+// the response is known, refusals included.
+func (e *Exchange) Answer(r *Response) {
+	for i := len(e.After) - 1; i >= 0; i-- {
+		e.After[i](e, r)
+	}
+	clear(e.After)
+	e.After = e.After[:0]
+	for _, f := range e.ResponseHeader.Fields() {
+		r.Header.Del(f.Name)
+	}
+	for _, f := range e.ResponseHeader.Fields() {
+		r.Header.Add(f.Name, f.Value)
+	}
+	e.ResponseHeader = e.ResponseHeader.reset()
+}
+
+// End runs Done. The front end calls it when the last byte of the answer is
+// written or the exchange has failed.
+func (e *Exchange) End() {
+	for len(e.Done) > 0 {
+		last := len(e.Done) - 1
+		done := e.Done[last]
+		e.Done[last], e.Done = nil, e.Done[:last]
+		done(e)
+	}
 }
 
 // Why names the policy and rule that decided and what it looked at.

@@ -1,0 +1,326 @@
+package exchange
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+)
+
+// ErrMalformed is wrapped by every error about a request that cannot be
+// understood in exactly one way.
+var ErrMalformed = errors.New("malformed request")
+
+// ErrTooLarge is wrapped by the error of a body that exceeds its limit.
+var ErrTooLarge = errors.New("request too large")
+
+// MaxQueryParameters is how many parameters a query may hold. Frameworks stop
+// parsing somewhere, each elsewhere; beyond it policy and upstream would not
+// agree on what was sent. 1000 is the lowest limit in wide use (PHP).
+const MaxQueryParameters = 1000
+
+func malformed(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrMalformed}, args...)...)
+}
+
+// ParseTarget splits a request target (RFC 9112, 3.2) into its canonical path
+// (see CanonicalPath) and its raw query. Accepted are the origin form, the
+// absolute form when its authority is the same host and port as authority, which
+// is the Host field, and "*" for OPTIONS. The authority form is refused: nothing
+// here tunnels.
+func ParseTarget(method, target, authority string) (path, query string, err error) {
+	if target == "*" {
+		if method != "OPTIONS" {
+			return "", "", malformed("asterisk form with %s", method)
+		}
+		return "*", "", nil
+	}
+	if target != "" && target[0] != '/' {
+		if target, err = originForm(target, authority); err != nil {
+			return "", "", err
+		}
+	}
+	path = target
+	if i := strings.IndexByte(target, '?'); i >= 0 {
+		path, query = target[:i], target[i+1:]
+	}
+	if err := checkQuery(query); err != nil {
+		return "", "", err
+	}
+	path, err = CanonicalPath(path)
+	return path, query, err
+}
+
+// originForm turns the absolute form into the origin form.
+func originForm(target, authority string) (string, error) {
+	scheme, rest, ok := strings.Cut(target, "://")
+	port := ""
+	switch {
+	case !ok:
+		return "", malformed("target is neither a path nor an absolute URI")
+	case EqualFold(scheme, "http"):
+		port = "80"
+	case EqualFold(scheme, "https"):
+		port = "443"
+	default:
+		return "", malformed("scheme is neither http nor https")
+	}
+	end := strings.IndexAny(rest, "/?")
+	if end < 0 {
+		end = len(rest)
+	}
+	named, namedPort, err := ParseHost(rest[:end])
+	if err != nil {
+		return "", err
+	}
+	host, hostPort, err := ParseHost(authority)
+	if err != nil {
+		return "", err
+	}
+	if namedPort == "" {
+		namedPort = port
+	}
+	if hostPort == "" {
+		hostPort = port
+	}
+	if named != host || namedPort != hostPort {
+		return "", malformed("target and Host name different authorities")
+	}
+	if rest = rest[end:]; rest == "" || rest[0] == '?' {
+		rest = "/" + rest
+	}
+	return rest, nil
+}
+
+// Classes of bytes in a path as received.
+const (
+	refused   = iota
+	plain     // stands for itself
+	slash     // ends a segment
+	percent   // begins an encoded byte
+	encodable // browsers leave it raw although RFC 3986 does not allow it: encoded
+)
+
+// pathClass sorts a raw byte. A raw ';' is refused: servlet containers cut path
+// parameters before they match and others do not, so policy and upstream would
+// see different paths. Encoded, it is data to both.
+func pathClass(c byte) int {
+	switch {
+	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		return plain
+	}
+	switch c {
+	case '-', '.', '_', '~', '!', '$', '&', '\'', '(', ')', '*', '+', ',', '=', ':', '@':
+		return plain
+	case '/':
+		return slash
+	case '%':
+		return percent
+	case '[', ']', '|', '^':
+		return encodable
+	}
+	return refused
+}
+
+func unreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+		c == '-' || c == '.' || c == '_' || c == '~'
+}
+
+// CanonicalPath gives the one spelling of a path that policies match and
+// upstreams receive (RFC 3986, 6.2.2): unreserved characters are decoded, other
+// encodings have upper-case digits. It does not repair: a path that some server
+// might read as another path is refused, among them dot segments in any
+// spelling, empty segments, encoded slashes, backslashes, control characters,
+// doubly encoded bytes, path parameters, and bytes that are not UTF-8. The
+// result is its own canonical form. A path that already is costs no allocation.
+func CanonicalPath(path string) (string, error) {
+	if path == "" || path[0] != '/' {
+		return "", malformed("path does not begin with a slash")
+	}
+	canonical, err := decodePath(path)
+	if err != nil {
+		return "", err
+	}
+	if err := checkSegments(canonical); err != nil {
+		return "", err
+	}
+	return canonical, nil
+}
+
+func decodePath(path string) (string, error) {
+	i := 0
+	for i < len(path) {
+		if k := pathClass(path[i]); k != plain && k != slash {
+			break
+		}
+		i++
+	}
+	if i == len(path) {
+		return path, nil
+	}
+	b := make([]byte, i, len(path)+8)
+	copy(b, path)
+	for ; i < len(path); i++ {
+		c := path[i]
+		switch pathClass(c) {
+		case plain, slash:
+			b = append(b, c)
+		case encodable:
+			b = appendEncoded(b, c)
+		case percent:
+			d, ok := unhex(path, i+1)
+			if !ok {
+				return "", malformed("invalid percent-encoding in the path")
+			}
+			i += 2
+			switch {
+			case unreserved(d):
+				b = append(b, d)
+			case d == '/', d == '\\':
+				return "", malformed("encoded slash or backslash in the path")
+			case d < ' ', d == 0x7f:
+				return "", malformed("encoded control character in the path")
+			default:
+				b = appendEncoded(b, d)
+			}
+		default:
+			return "", malformed("byte %#02x in the path", c)
+		}
+	}
+	if string(b) == path {
+		return path, checkDecoded(path)
+	}
+	canonical := string(b)
+	return canonical, checkDecoded(canonical)
+}
+
+// checkDecoded looks at what a server sees that decodes the canonical path once.
+func checkDecoded(canonical string) error {
+	for i := 0; i+4 < len(canonical); i++ {
+		if canonical[i:i+3] == "%25" {
+			if _, ok := unhex(canonical, i+3); ok {
+				return malformed("doubly encoded byte in the path")
+			}
+		}
+	}
+	decoded := Unescape(canonical)
+	for i := 0; i < len(decoded); {
+		r, size := utf8.DecodeRuneInString(decoded[i:])
+		if r == utf8.RuneError && size == 1 {
+			return malformed("the path is not UTF-8")
+		}
+		if unicode.IsControl(r) {
+			return malformed("encoded control character in the path")
+		}
+		i += size
+	}
+	return nil
+}
+
+// checkSegments refuses what a server might resolve: "//", ".", "..", and dots
+// before an encoded path parameter.
+func checkSegments(path string) error {
+	for rest := path[1:]; ; {
+		segment, after, more := strings.Cut(rest, "/")
+		if segment == "" && more {
+			return malformed("empty segment in the path")
+		}
+		if strings.HasPrefix(segment, ".") {
+			dots := segment
+			if i := strings.Index(segment, "%3B"); i >= 0 {
+				dots = segment[:i]
+			}
+			if dots == "." || dots == ".." {
+				return malformed("dot segment in the path")
+			}
+		}
+		if !more {
+			return nil
+		}
+		rest = after
+	}
+}
+
+// checkQuery admits printable ASCII without '#', whole percent-encodings, and
+// no more parameters than everyone parses.
+func checkQuery(query string) error {
+	parameters := 1
+	for i := 0; i < len(query); i++ {
+		switch c := query[i]; {
+		case c <= ' ', c >= 0x7f, c == '#':
+			return malformed("byte %#02x in the query", c)
+		case c == '%':
+			if _, ok := unhex(query, i+1); !ok {
+				return malformed("invalid percent-encoding in the query")
+			}
+		case c == '&':
+			if parameters++; parameters > MaxQueryParameters {
+				return malformed("more than %d query parameters", MaxQueryParameters)
+			}
+		}
+	}
+	return nil
+}
+
+const upperHex = "0123456789ABCDEF"
+
+func appendEncoded(b []byte, c byte) []byte {
+	return append(b, '%', upperHex[c>>4], upperHex[c&15])
+}
+
+// unhex decodes the two hexadecimal digits of s at i.
+func unhex(s string, i int) (byte, bool) {
+	if i+1 >= len(s) {
+		return 0, false
+	}
+	hi, ok1 := hexDigit(s[i])
+	lo, ok2 := hexDigit(s[i+1])
+	return hi<<4 | lo, ok1 && ok2
+}
+
+func hexDigit(c byte) (byte, bool) {
+	switch {
+	case '0' <= c && c <= '9':
+		return c - '0', true
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10, true
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10, true
+	}
+	return 0, false
+}
+
+// Unescape decodes the percent-encodings of s once and leaves invalid ones. It
+// allocates only when there is one.
+func Unescape(s string) string { return unescape(s, false) }
+
+func unescape(s string, plus bool) string {
+	special := "%"
+	if plus {
+		special = "%+"
+	}
+	i := strings.IndexAny(s, special)
+	if i < 0 {
+		return s
+	}
+	b := make([]byte, i, len(s))
+	copy(b, s)
+	for ; i < len(s); i++ {
+		switch c := s[i]; {
+		case c == '%':
+			if d, ok := unhex(s, i+1); ok {
+				b = append(b, d)
+				i += 2
+				continue
+			}
+			b = append(b, c)
+		case c == '+' && plus:
+			b = append(b, ' ')
+		default:
+			b = append(b, c)
+		}
+	}
+	return string(b)
+}
