@@ -1,0 +1,250 @@
+package stream
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+	"portcullis.dev/portcullis/pkg/config"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+// registry is what is known of the nodes, of this replica's and of its peers'.
+// The messages in it are never modified, only replaced. Safe for concurrent use.
+type registry struct {
+	replica string
+
+	mu      sync.Mutex
+	own     map[string]*entry
+	peers   map[string]map[string]*controlv1.NodeStatus // by replica, by node
+	changed chan struct{}
+}
+
+type entry struct {
+	status *controlv1.NodeStatus
+	stream *node
+	gone   time.Time
+}
+
+func newRegistry(replica string) *registry {
+	return &registry{
+		replica: replica,
+		own:     map[string]*entry{},
+		peers:   map[string]map[string]*controlv1.NodeStatus{},
+		changed: make(chan struct{}),
+	}
+}
+
+// signal tells those who wait that something changed; r.mu is held.
+func (r *registry) signal() {
+	close(r.changed)
+	r.changed = make(chan struct{})
+}
+
+func (r *registry) connected(n *node, m *controlv1.Hello, held config.Version) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := timestamppb.Now()
+	s := &controlv1.NodeStatus{
+		Name: n.name, Address: m.GetAddress(), Release: m.GetRelease(), Boot: m.GetBoot(),
+		Version: held.Proto(), ConnectedAt: now, ReportedAt: now, Replica: r.replica, Connected: true,
+	}
+	r.own[n.name] = &entry{status: s, stream: n}
+	r.signal()
+}
+
+// update replaces the status of n's node, unless a newer stream has it.
+func (r *registry) update(n *node, change func(*controlv1.NodeStatus)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	e := r.own[n.name]
+	if e == nil || e.stream != n {
+		return
+	}
+	s := proto.CloneOf(e.status)
+	change(s)
+	e.status = s
+	if !s.GetConnected() {
+		e.gone = time.Now()
+	}
+	r.signal()
+}
+
+func (r *registry) reported(n *node, m *controlv1.Report, held config.Version) {
+	r.update(n, func(s *controlv1.NodeStatus) {
+		s.Version = held.Proto()
+		s.ReportedAt = timestamppb.Now()
+		switch {
+		case len(m.GetProblems()) > 0:
+			s.Rejected, s.Problems = m.GetVersion(), m.GetProblems()
+		case held.Compare(config.VersionOf(s.GetRejected())) >= 0:
+			s.Rejected, s.Problems = nil, nil
+		}
+		if m.GetApplyTime() != nil {
+			s.ApplyTime = m.GetApplyTime()
+		}
+	})
+}
+
+func (r *registry) disconnected(n *node) {
+	r.update(n, func(s *controlv1.NodeStatus) { s.Connected = false })
+}
+
+// forget drops own nodes that went before t.
+func (r *registry) forget(t time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	before := len(r.own)
+	maps.DeleteFunc(r.own, func(_ string, e *entry) bool { return !e.status.GetConnected() && e.gone.Before(t) })
+	if len(r.own) != before {
+		r.signal()
+	}
+}
+
+// setPeer replaces what a replica said of its nodes; nil forgets the replica.
+func (r *registry) setPeer(replica string, nodes []*controlv1.NodeStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if nodes == nil {
+		delete(r.peers, replica)
+	} else {
+		byName := make(map[string]*controlv1.NodeStatus, len(nodes))
+		for _, s := range nodes {
+			byName[s.GetName()] = s
+		}
+		r.peers[replica] = byName
+	}
+	r.signal()
+}
+
+// lostPeer marks a replica's nodes as not connected: what they run is not known
+// any more.
+func (r *registry) lostPeer(replica string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, s := range r.peers[replica] {
+		if s.GetConnected() {
+			s = proto.CloneOf(s)
+			s.Connected = false
+			r.peers[replica][name] = s
+		}
+	}
+	r.signal()
+}
+
+// local returns this replica's own nodes, and a channel that closes with the
+// next change.
+func (r *registry) local() ([]*controlv1.NodeStatus, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := make([]*controlv1.NodeStatus, 0, len(r.own))
+	for _, e := range r.own {
+		all = append(all, e.status)
+	}
+	sortNodes(all)
+	return all, r.changed
+}
+
+// all returns every node once, as the replica knows it that it follows, and a
+// channel that closes with the next change.
+func (r *registry) all() ([]*controlv1.NodeStatus, <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	best := make(map[string]*controlv1.NodeStatus, len(r.own))
+	add := func(s *controlv1.NodeStatus) {
+		if old := best[s.GetName()]; old == nil || newer(s, old) {
+			best[s.GetName()] = s
+		}
+	}
+	for _, e := range r.own {
+		add(e.status)
+	}
+	for _, replica := range slices.Sorted(maps.Keys(r.peers)) {
+		for _, s := range r.peers[replica] {
+			add(s)
+		}
+	}
+	all := slices.Collect(maps.Values(best))
+	sortNodes(all)
+	return all, r.changed
+}
+
+func sortNodes(all []*controlv1.NodeStatus) {
+	slices.SortFunc(all, func(a, b *controlv1.NodeStatus) int { return cmp.Compare(a.GetName(), b.GetName()) })
+}
+
+// newer says which of two replicas' words on a node counts.
+func newer(a, b *controlv1.NodeStatus) bool {
+	if a.GetConnected() != b.GetConnected() {
+		return a.GetConnected()
+	}
+	if c := a.GetConnectedAt().AsTime().Compare(b.GetConnectedAt().AsTime()); c != 0 {
+		return c > 0
+	}
+	return a.GetReportedAt().AsTime().After(b.GetReportedAt().AsTime())
+}
+
+// Nodes returns what is known of every node of the cluster, by name. The
+// messages are shared: do not modify them.
+func (h *Hub) Nodes() []*controlv1.NodeStatus {
+	all, _ := h.registry.all()
+	return all
+}
+
+// Changed returns a channel that closes when the next thing about any node
+// changes. Take it before reading Nodes or Convergence, so that no change is
+// missed.
+func (h *Hub) Changed() <-chan struct{} {
+	_, changed := h.registry.all()
+	return changed
+}
+
+// Convergence says how many of the connected nodes run at least v, how many
+// there are, and which do not.
+func (h *Hub) Convergence(v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
+	all, _ := h.registry.all()
+	programmed, behind, _ = converged(all, v)
+	return programmed, programmed + len(behind), behind
+}
+
+// converged also says whether every node behind has rejected v or newer, so
+// that there is nothing to wait for.
+func converged(all []*controlv1.NodeStatus, v config.Version) (programmed int, behind []*controlv1.NodeStatus, settled bool) {
+	settled = true
+	for _, s := range all {
+		if !s.GetConnected() {
+			continue
+		}
+		if config.VersionOf(s.GetVersion()).Compare(v) >= 0 {
+			programmed++
+			continue
+		}
+		behind = append(behind, s)
+		if config.VersionOf(s.GetRejected()).Compare(v) < 0 {
+			settled = false
+		}
+	}
+	return programmed, behind, settled
+}
+
+// Await returns what Convergence does once every connected node runs at least v
+// or has rejected it, or when ctx ends.
+func (h *Hub) Await(ctx context.Context, v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
+	for {
+		all, changed := h.registry.all()
+		programmed, behind, settled := converged(all, v)
+		if settled {
+			return programmed, programmed + len(behind), behind
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return programmed, programmed + len(behind), behind
+		}
+	}
+}
