@@ -389,7 +389,8 @@ func (x *Total) GetSince() int64 {
 type Ask struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Key   []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	Cost  int64                  `protobuf:"varint,2,opt,name=cost,proto3" json:"cost,omitempty"`
+	// Less than 0 gives back what an earlier Ask was granted.
+	Cost int64 `protobuf:"varint,2,opt,name=cost,proto3" json:"cost,omitempty"`
 	// Refill per second and capacity, so that the owner needs no snapshot.
 	Rate          float64 `protobuf:"fixed64,3,opt,name=rate,proto3" json:"rate,omitempty"`
 	Capacity      float64 `protobuf:"fixed64,4,opt,name=capacity,proto3" json:"capacity,omitempty"`
