@@ -1,0 +1,291 @@
+package config
+
+import (
+	"fmt"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"portcullis.dev/portcullis/pkg/config/expr"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+// Delta is a change of a configuration. Deleting what does not exist does
+// nothing, so that merged deltas can be applied.
+type Delta struct {
+	Upserts []*configv1.Resource
+	Deletes []Key
+}
+
+// Affected says what a change may make different for a node. Lists are sorted and
+// name what was removed, too.
+type Affected struct {
+	// All: every route. Routes then names only those that changed themselves or
+	// were removed.
+	All bool
+	// Routes whose compiled form may differ: their document, or anything that it
+	// refers to or that is looked up for it, changed. KeySets and Applications are
+	// not counted: they belong to live state that routes find by name.
+	Routes []Key
+	// Resources of these kinds that were put or removed.
+	Upstreams, Issuers, KeySets, Applications []Key
+	// Gateway: what it says beyond policies may differ, too.
+	Gateway bool
+}
+
+// Empty reports whether nothing changed for a node.
+func (a Affected) Empty() bool {
+	return !a.All && !a.Gateway && len(a.Routes)+len(a.Upstreams)+len(a.Issuers)+len(a.KeySets)+len(a.Applications) == 0
+}
+
+// Check checks a whole configuration. The error is Problems, every one that there
+// is. The input is cloned.
+func Check(rs []*configv1.Resource) (Checked, error) {
+	c, _, err := Checked{}.Apply(Delta{Upserts: rs})
+	return c, err
+}
+
+// Apply checks a change and returns the configuration after it. Its cost is that
+// of the change and of what depends on it, not of c. Verdict and result are those
+// of Check of the whole. On an error, which is Problems, c is returned.
+func (c Checked) Apply(d Delta) (Checked, Affected, error) {
+	a := application{Checked: c, x: new(txn), changed: map[Key]*entry{}, touched: map[string]bool{}}
+	if a.env == nil {
+		a.env = expr.New()
+	}
+	a.remove(d.Deletes, d.Upserts)
+	a.put(d.Upserts)
+	affected := a.spread()
+	for _, e := range a.recheck {
+		r := report{key: *e.self.Key, env: a.env}
+		r.global(a.Checked, e.resource)
+		a.problems = append(a.problems, r.problems...)
+	}
+	a.overlaps()
+	if err := a.problems.sorted(); err != nil {
+		return c, Affected{}, err
+	}
+	return a.Checked, affected, nil
+}
+
+// application is one run of Apply: the configuration in the making.
+type application struct {
+	Checked
+	x        *txn
+	changed  map[Key]*entry  // nil entry: removed
+	touched  map[string]bool // buckets whose routes must be compared again
+	recheck  map[Key]*entry
+	problems Problems
+}
+
+func (a *application) fail(k Key, path, format string, args ...any) {
+	a.problems = append(a.problems, &Problem{Key: k, Path: path, Reason: fmt.Sprintf(format, args...)})
+}
+
+func (a *application) remove(deletes []Key, upserts []*configv1.Resource) {
+	if len(deletes) == 0 {
+		return
+	}
+	put := make(map[Key]bool, len(upserts))
+	for _, r := range upserts {
+		put[KeyOf(r)] = true
+	}
+	for _, k := range deletes {
+		if put[k] {
+			a.fail(k, "", "is put and deleted by the same change: expected one of them")
+			continue
+		}
+		old, ok := a.docs.get(k)
+		if !ok {
+			continue
+		}
+		a.unlink(old, nil)
+		a.docs.remove(a.x, k)
+		xor(&a.digest, old.digest)
+		a.changed[k] = nil
+	}
+}
+
+func (a *application) put(upserts []*configv1.Resource) {
+	seen := make(map[Key]bool, len(upserts))
+	for _, res := range upserts {
+		if res == nil {
+			a.problems = append(a.problems, &Problem{Reason: "is empty: expected a resource"})
+			continue
+		}
+		if normalized(res) {
+			res = proto.Clone(res).(*configv1.Resource)
+		} else {
+			res = normalize(res)
+		}
+		key := KeyOf(res)
+		if seen[key] {
+			a.fail(key, "metadata.name", "is declared twice: expected each name once for a kind and workspace")
+			continue
+		}
+		seen[key] = true
+		if key.Kind == KindCredential {
+			a.fail(key, "kind", "Credentials are no part of the configuration: expected one of the others")
+			continue
+		}
+		a.putOne(key, res)
+	}
+}
+
+func (a *application) putOne(key Key, res *configv1.Resource) {
+	digest := Digest(res)
+	old, _ := a.docs.get(key)
+	if old != nil && old.digest == digest {
+		return
+	}
+	r := report{key: key, env: a.env}
+	r.local(res)
+	a.problems = append(a.problems, r.problems...)
+	e := &entry{resource: res, digest: digest, refs: candidates(key, res)}
+	if old != nil {
+		e.self = old.self
+		xor(&a.digest, old.digest)
+	} else {
+		e.self = holder{&key}
+	}
+	if key.Kind == KindRoute && len(r.problems) == 0 {
+		e.buckets = buckets(res.GetRoute())
+	}
+	a.unlink(old, e)
+	a.docs.put(a.x, key, e)
+	xor(&a.digest, digest)
+	a.changed[key] = e
+}
+
+// unlink replaces what the indexes say of old with what e says; either may be nil.
+func (a *application) unlink(old, e *entry) {
+	if old != nil {
+		for _, k := range old.refs {
+			if e == nil || !slices.Contains(e.refs, k) {
+				users, _ := a.users.get(k)
+				users.remove(a.x, old.self)
+				if users.size == 0 {
+					a.users.remove(a.x, k)
+				} else {
+					a.users.put(a.x, k, users)
+				}
+			}
+		}
+		for i, b := range old.buckets {
+			a.patterns.remove(a.x, pattern{b, old.self, i})
+			a.touched[b] = true
+		}
+	}
+	if e == nil {
+		return
+	}
+	for _, k := range e.refs {
+		if old == nil || !slices.Contains(old.refs, k) {
+			users, _ := a.users.get(k)
+			users.put(a.x, e.self, none{})
+			a.users.put(a.x, k, users)
+		}
+	}
+	for i, b := range e.buckets {
+		a.patterns.put(a.x, pattern{b, e.self, i}, e)
+		a.touched[b] = true
+	}
+}
+
+// spread finds what depends on the changed resources: what must be checked again,
+// and what is affected.
+func (a *application) spread() Affected {
+	var out Affected
+	a.recheck = map[Key]*entry{}
+	queue := make([]Key, 0, len(a.changed))
+	existed := a.changed
+	for k, e := range a.changed {
+		if e != nil {
+			a.recheck[k] = e
+		}
+		out.add(k)
+		queue = append(queue, k)
+	}
+	visited := make(map[Key]bool, len(queue))
+	for len(queue) > 0 {
+		k := queue[len(queue)-1]
+		queue = queue[:len(queue)-1]
+		if visited[k] {
+			continue
+		}
+		visited[k] = true
+		users, _ := a.users.get(k)
+		for user := range users.all() {
+			a.again(*user.Key)
+			queue = append(queue, *user.Key)
+		}
+		switch k.Kind {
+		case KindGateway:
+			out.All = true
+			for e := range a.within(KindRoute, "") {
+				a.recheck[*e.self.Key] = e
+			}
+		case KindWorkspace:
+			a.workspace(k, existed, &queue)
+		}
+	}
+	for k := range visited {
+		if k.Kind == KindRoute && !(out.All && a.unchanged(k)) {
+			out.Routes = append(out.Routes, k)
+		}
+	}
+	out.sort()
+	return out
+}
+
+// workspace spreads the change of a Workspace: its routes have other baselines;
+// when it is gone nothing may be left in it.
+func (a *application) workspace(k Key, changed map[Key]*entry, queue *[]Key) {
+	for e := range a.within(KindRoute, k.Name) {
+		a.recheck[*e.self.Key] = e
+		*queue = append(*queue, *e.self.Key)
+	}
+	if e, ok := changed[k]; !ok || e != nil {
+		return
+	}
+	for _, kind := range Kinds() {
+		if kind == KindWorkspace {
+			continue
+		}
+		for e := range a.within(kind, k.Name) {
+			a.recheck[*e.self.Key] = e
+		}
+	}
+}
+
+func (a *application) again(k Key) {
+	if e, ok := a.docs.get(k); ok {
+		a.recheck[k] = e
+	}
+}
+
+func (a *application) unchanged(k Key) bool {
+	_, changed := a.changed[k]
+	return !changed
+}
+
+func (out *Affected) add(k Key) {
+	switch k.Kind {
+	case KindGateway:
+		out.Gateway = true
+	case KindUpstream:
+		out.Upstreams = append(out.Upstreams, k)
+	case KindIssuer:
+		out.Issuers = append(out.Issuers, k)
+	case KindKeySet:
+		out.KeySets = append(out.KeySets, k)
+	case KindApplication:
+		out.Applications = append(out.Applications, k)
+	}
+}
+
+func (out *Affected) sort() {
+	for _, keys := range [][]Key{out.Routes, out.Upstreams, out.Issuers, out.KeySets, out.Applications} {
+		slices.SortFunc(keys, Key.Compare)
+	}
+}

@@ -1,0 +1,223 @@
+package config
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v4"
+
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+// Bounds on what Decode reads.
+const (
+	// MaxDocument is the size of one document in bytes.
+	MaxDocument = 1 << 20
+	// MaxStream is the size of all documents of one file in bytes.
+	MaxStream = 64 << 20
+	// maxProblems ends the reading of a file that has nothing right in it.
+	maxProblems = 100
+)
+
+// Document is a resource and the text that it was read from.
+type Document struct {
+	Resource *configv1.Resource
+
+	file string
+	line int // lines before src in the file
+	src  []byte
+}
+
+// File returns the name given to Decode.
+func (d Document) File() string { return d.file }
+
+// Locate sets the problem's File, Line and Column to where its Path stands in the
+// document, or to the nearest enclosing field when the Path itself is not
+// written.
+func (d Document) Locate(p *Problem) {
+	p.File = d.file
+	root, err := parse(d.src)
+	if err != nil || root == nil {
+		return
+	}
+	at := root
+	for _, step := range splitPath(p.Path) {
+		next := child(at, step)
+		if next == nil {
+			break
+		}
+		at = next
+	}
+	p.Line, p.Column = at.Line+d.line, at.Column
+}
+
+// splitPath splits spec.policies[1].set[X-Y] into spec, policies, 1, set, X-Y.
+func splitPath(path string) []string {
+	var steps []string
+	for path != "" {
+		switch path[0] {
+		case '.':
+			path = path[1:]
+		case '[':
+			step, rest, _ := strings.Cut(path[1:], "]")
+			steps, path = append(steps, step), rest
+		default:
+			end := strings.IndexAny(path, ".[")
+			if end < 0 {
+				end = len(path)
+			}
+			steps, path = append(steps, path[:end]), path[end:]
+		}
+	}
+	return steps
+}
+
+func child(n *yaml.Node, step string) *yaml.Node {
+	switch n.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if n.Content[i].Value == step {
+				return n.Content[i+1]
+			}
+		}
+	case yaml.SequenceNode:
+		var i int
+		if _, err := fmt.Sscanf(step, "%d", &i); err == nil && i >= 0 && i < len(n.Content) {
+			return n.Content[i]
+		}
+	}
+	return nil
+}
+
+// Decode reads a stream of YAML documents; JSON is YAML. It is strict: a field
+// that does not exist, a value of the wrong type, a key given twice, an alias or
+// a tag is an error. The error is Problems, each with file, line and column and
+// what was expected; file is only a name. Documents without content are left
+// out. Decode does not Check.
+func Decode(file string, data []byte) ([]Document, error) {
+	var problems Problems
+	if len(data) > MaxStream {
+		return nil, Problems{{File: file, Line: 1, Column: 1,
+			Reason: fmt.Sprintf("is %d bytes long: expected at most %d in one file", len(data), MaxStream)}}
+	}
+	if bad := invalidUTF8(data); bad >= 0 {
+		line := bytes.Count(data[:bad], []byte("\n"))
+		column := bad - bytes.LastIndexByte(data[:bad], '\n')
+		return nil, Problems{{File: file, Line: line + 1, Column: column, Reason: "is not UTF-8"}}
+	}
+	data = bytes.TrimPrefix(data, []byte("\ufeff"))
+	var documents []Document
+	for line := 0; len(data) > 0 && len(problems) < maxProblems; {
+		src, rest := cutDocument(data)
+		doc := Document{file: file, line: line, src: src}
+		problems = append(problems, doc.decode()...)
+		if doc.Resource != nil {
+			documents = append(documents, doc)
+		}
+		line += bytes.Count(src, []byte("\n"))
+		data = rest
+	}
+	if err := problems.sorted(); err != nil {
+		return nil, err
+	}
+	return documents, nil
+}
+
+func invalidUTF8(data []byte) int {
+	if utf8.Valid(data) {
+		return -1
+	}
+	for i := 0; i < len(data); {
+		r, n := utf8.DecodeRune(data[i:])
+		if r == utf8.RuneError && n == 1 {
+			return i
+		}
+		i += n
+	}
+	return -1
+}
+
+// cutDocument cuts before the next line that starts with the marker "---", which
+// YAML forbids anywhere else at the start of a line (YAML 1.2.2, 9.1.2). Each
+// document is then bounded, parsed and positioned by itself.
+func cutDocument(data []byte) (document, rest []byte) {
+	for at := 0; ; {
+		next := bytes.IndexByte(data[at:], '\n')
+		if next < 0 {
+			return data, nil
+		}
+		at += next + 1
+		if isMarker(data[at:]) {
+			return data[:at], data[at:]
+		}
+	}
+}
+
+func isMarker(line []byte) bool {
+	after, ok := bytes.CutPrefix(line, []byte("---"))
+	return ok && (len(after) == 0 || strings.IndexByte(" \t\r\n", after[0]) >= 0)
+}
+
+// parse returns the document's content, or nil when there is none.
+func parse(src []byte) (*yaml.Node, error) {
+	var root yaml.Node
+	loader, err := yaml.NewLoader(bytes.NewReader(src))
+	if err != nil {
+		return nil, err
+	}
+	if err := loader.Load(&root); err != nil {
+		if len(bytes.TrimSpace(src)) == 0 || isEOF(err) {
+			return nil, nil
+		}
+		return nil, err
+	}
+	var more yaml.Node
+	if err := loader.Load(&more); err == nil {
+		return nil, &yaml.LoadError{Message: "expected \"---\" between documents", Mark: yaml.Mark{Line: more.Line, Column: more.Column}}
+	} else if !isEOF(err) {
+		return nil, err
+	}
+	n := &root
+	if n.Kind == yaml.DocumentNode {
+		if len(n.Content) == 0 {
+			return nil, nil
+		}
+		n = n.Content[0]
+	}
+	if n.Kind == 0 || n.Kind == yaml.ScalarNode && n.ShortTag() == "!!null" && n.Value == "" && n.Anchor == "" {
+		return nil, nil
+	}
+	return n, nil
+}
+
+func (d *Document) decode() Problems {
+	at := func(line, column int, reason string) Problems {
+		return Problems{{File: d.file, Line: d.line + max(line, 1), Column: max(column, 1), Reason: reason}}
+	}
+	if len(d.src) > MaxDocument {
+		return at(1, 1, fmt.Sprintf("document is %d bytes long: expected at most %d", len(d.src), MaxDocument))
+	}
+	root, err := parse(d.src)
+	if err != nil {
+		var le *yaml.LoadError
+		if errors.As(err, &le) {
+			return at(le.Mark.Line, le.Mark.Column, "not YAML: "+le.Message)
+		}
+		return at(1, 1, "not YAML: "+err.Error())
+	}
+	if root == nil {
+		return nil
+	}
+	dec := decoder{doc: d}
+	r := dec.resource(root)
+	if len(dec.problems) == 0 {
+		d.Resource = r
+	}
+	return dec.problems
+}
+
+func isEOF(err error) bool { return errors.Is(err, io.EOF) }
