@@ -93,9 +93,6 @@ func (a algorithm) fits(public any) error {
 		if bits := k.N.BitLen(); bits < minRSABits || bits > maxRSABits {
 			return fmt.Errorf("an RSA key of %d bits, not of %d to %d", bits, minRSABits, maxRSABits)
 		}
-		if k.E < 3 {
-			return fmt.Errorf("an RSA key with exponent %d", k.E)
-		}
 		switch a {
 		case rs256, rs384, rs512, ps256, ps384, ps512:
 			return nil

@@ -1,0 +1,113 @@
+package policy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/config"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+// Level is where a policy was declared, from the outside in. What an outer level
+// declares holds whatever an inner one adds.
+type Level uint8
+
+// The levels.
+const (
+	GatewayLevel Level = iota
+	WorkspaceLevel
+	RouteLevel
+	levels
+)
+
+// Declared is a policy as it holds for a route, shared ones resolved.
+type Declared struct {
+	Policy *configv1.Policy
+	Level  Level
+	// Origin says where it was declared, such as "gateway policies[0]".
+	Origin string
+	// Scope names what a limit's counts belong to: routes that share a limit have
+	// the same. It is the same on every node.
+	Scope string
+	// Workspace is where its names are resolved.
+	Workspace string
+}
+
+// CompileRoute compiles what holds for a route. It does no I/O. What
+// config.Check accepts compiles; an error names the policy.
+func CompileRoute(route config.Key, spec *configv1.Route, declared []Declared, deps Deps) (*Pipeline, error) {
+	if deps.Now == nil {
+		deps.Now = time.Now
+	}
+	c := compiler{route: route, spec: spec, deps: deps}
+	for _, d := range declared {
+		if err := c.add(d); err != nil {
+			return nil, fmt.Errorf("%s: %w", d.Origin, err)
+		}
+	}
+	return c.pipeline()
+}
+
+// compiler gathers the parts of one route. Authenticators and limits are
+// gathered and not steps of their own: which of the former counts depends on the
+// others, and of the latter all are spent from or none.
+type compiler struct {
+	route config.Key
+	spec  *configv1.Route
+	deps  Deps
+
+	steps   []Step
+	levels  [levels]level
+	limits  rateLimits
+	request []Step
+	after   []func(*exchange.Exchange, *exchange.Response)
+}
+
+// add is the one switch over policy kinds of this package.
+func (c *compiler) add(d Declared) error {
+	if d.Level >= levels {
+		return fmt.Errorf("level %d does not exist", d.Level)
+	}
+	switch kind := d.Policy.GetKind().(type) {
+	case *configv1.Policy_Jwt:
+		return c.addJWT(d, kind.Jwt)
+	case *configv1.Policy_ApiKey:
+		return c.addAPIKey(d, kind.ApiKey)
+	case *configv1.Policy_Authorize:
+		return c.addAuthorize(d, kind.Authorize)
+	case *configv1.Policy_RateLimit:
+		return c.addRateLimit(d, kind.RateLimit)
+	case *configv1.Policy_Headers:
+		return c.addHeaders(d, kind.Headers)
+	case *configv1.Policy_Ref:
+		return fmt.Errorf("the shared policy %q is not resolved", kind.Ref)
+	}
+	// A kind that this binary does not know must not be left out in silence.
+	return fmt.Errorf("a policy of kind %T cannot be run by this release", d.Policy.GetKind())
+}
+
+func (c *compiler) pipeline() (*Pipeline, error) {
+	authenticated, err := c.authenticate()
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case authenticated != nil:
+		c.steps = append(c.steps, Step{Authenticate, "authentication", authenticated})
+	case !c.spec.GetPublic():
+		return nil, errors.New("no policy authenticates, and the route is not public")
+	}
+	if len(c.limits.rules) > 0 {
+		c.limits.finish()
+		c.steps = append(c.steps, Step{Limit, c.limits.rules[0].origin, &c.limits})
+	}
+	// The outermost changes last, so that it has the last word on the request, and
+	// so on the response: After runs last first.
+	slices.Reverse(c.request)
+	c.steps = append(c.steps, c.request...)
+	slices.SortStableFunc(c.steps, func(a, b Step) int { return int(a.Phase) - int(b.Phase) })
+	return &Pipeline{steps: c.steps, after: c.after}, nil
+}

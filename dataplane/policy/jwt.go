@@ -1,0 +1,168 @@
+package policy
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/dataplane/token"
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/revocation"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+// addJWT compiles an authenticator by bearer token. Several on one level are one
+// bearer: a token's issuer says which of them it has to satisfy.
+func (c *compiler) addJWT(d Declared, j *configv1.JWT) error {
+	if c.deps.Issuer == nil {
+		return errNeeds("Issuer")
+	}
+	if len(j.GetIssuers()) == 0 || len(j.GetAudiences()) == 0 {
+		return errors.New("jwt: without issuers or audiences it would accept no token, or any")
+	}
+	trust := trusted{audiences: j.GetAudiences()}
+	for i, name := range j.GetIssuers() {
+		issuer, ok := c.deps.Issuer(d.Workspace, name)
+		if !ok {
+			return fmt.Errorf("jwt.issuers[%d]: Issuer %q does not exist", i, name)
+		}
+		trust.issuers = append(trust.issuers, issuer)
+	}
+	l := &c.levels[d.Level]
+	if l.bearer == nil {
+		l.bearer = &bearer{
+			origin: d.Origin, keyMissing: c.deps.KeyMissing, revocations: c.deps.Revocations,
+			applications: consumers{find: c.deps.Application, workspace: c.route.Workspace},
+		}
+		l.origin = d.Origin
+	}
+	l.bearer.trusted = append(l.bearer.trusted, trust)
+	var all []*token.Issuer
+	for _, t := range l.bearer.trusted {
+		for _, i := range t.issuers {
+			if !slices.Contains(all, i) {
+				all = append(all, i)
+			}
+		}
+	}
+	l.bearer.verifier = token.NewVerifier(all...)
+	return nil
+}
+
+// bearer authenticates with a token in the Authorization header (RFC 6750
+// section 2.1); tokens in a body or a query are not looked for.
+type bearer struct {
+	origin       string
+	verifier     *token.Verifier
+	trusted      []trusted
+	revocations  *revocation.Set
+	applications consumers
+	keyMissing   func(string)
+}
+
+// trusted is one jwt policy: what its issuers may sign for.
+type trusted struct {
+	issuers   []*token.Issuer
+	audiences []string
+}
+
+func (b *bearer) do(e *exchange.Exchange, compact string, now time.Time, fresh *freshness) *Denial {
+	t, issuer, refusal := b.verifier.Verify(compact, now)
+	if refusal != nil {
+		return b.refuse(refusal, issuer)
+	}
+	if !b.isFor(t, issuer) {
+		return b.refuse(token.ErrAudience, issuer)
+	}
+	if t.Thumbprint != nil && !shown(e.Request.TLS, t.Thumbprint) {
+		return b.refuse(token.ErrUnproven, issuer)
+	}
+	if d := fresh.check(e, now); d != nil {
+		return d
+	}
+	subject := revocation.Subject{
+		JTI: t.ID, Session: t.Session, Subject: t.Subject, Client: t.Client, Issuer: t.Issuer, IssuedAt: t.IssuedAt,
+	}
+	if _, revoked := b.revocations.Revoked(&subject); revoked {
+		return b.deny(TokenRevoked, "the token has been revoked")
+	}
+	if t.Client != "" && b.applications.disabled(t.Client) {
+		return b.deny(TokenRevoked, "the token's client is disabled")
+	}
+	e.Identity = exchange.Identity{
+		Method: methodJWT, Subject: t.Subject, Client: t.Client, Issuer: t.Issuer, TokenID: t.ID, Session: t.Session,
+		Scopes: t.Scopes, Roles: t.Roles, Groups: t.Groups, Claims: t.Claims,
+		IssuedAt: time.Unix(t.IssuedAt, 0), ExpiresAt: time.Unix(t.Expires, 0),
+	}
+	return nil
+}
+
+// isFor says whether a policy that trusts the token's issuer names its audience.
+func (b *bearer) isFor(t *token.Token, issuer *token.Issuer) bool {
+	for i := range b.trusted {
+		if slices.Contains(b.trusted[i].issuers, issuer) && t.ForAny(b.trusted[i].audiences) {
+			return true
+		}
+	}
+	return false
+}
+
+// shown says whether the client proved to hold the certificate that the token is
+// bound to (RFC 8705 section 3).
+func shown(t *exchange.PeerTLS, thumbprint []byte) bool {
+	if t == nil || len(t.Verified) == 0 {
+		return false
+	}
+	print := sha256.Sum256(t.Verified[0].Raw)
+	return bytes.Equal(print[:], thumbprint)
+}
+
+func (b *bearer) refuse(refusal *token.Refusal, issuer *token.Issuer) *Denial {
+	missing := refusal == token.ErrUnknownKey || refusal == token.ErrKeysUnavailable
+	if missing && b.keyMissing != nil {
+		b.keyMissing(issuer.Name())
+	}
+	return b.deny(Reason(refusal.Reason), refusal.Detail)
+}
+
+func (b *bearer) deny(reason Reason, detail string) *Denial {
+	d := &Denial{Reason: reason, Policy: b.origin, Detail: detail}
+	if reason == KeysUnavailable {
+		d.RetryAfter = time.Second
+	} else {
+		d.Challenges = []string{bearerChallenge("invalid_token", detail, "")}
+	}
+	return d
+}
+
+// consumers resolves applications as names resolve for a route.
+type consumers struct {
+	find      func(workspace, name string) (*configv1.Application, bool)
+	workspace string
+}
+
+// resolve looks in the route's workspace and then in the default one.
+func (c *consumers) resolve(name string) (app *configv1.Application, workspace string, ok bool) {
+	if app, ok = c.find(c.workspace, name); ok {
+		return app, c.workspace, true
+	}
+	if c.workspace == config.DefaultWorkspace {
+		return nil, "", false
+	}
+	app, ok = c.find(config.DefaultWorkspace, name)
+	return app, config.DefaultWorkspace, ok
+}
+
+// disabled says whether the name is an application that is taken out. A client
+// need not be an application.
+func (c *consumers) disabled(name string) bool {
+	if c.find == nil {
+		return false
+	}
+	app, _, ok := c.resolve(name)
+	return ok && app.GetDisabled()
+}
