@@ -2238,9 +2238,7 @@ func (x *RevokeResponse) GetExpiresAt() *timestamppb.Timestamp {
 type CreateJoinTokenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default 1h, at most 24h.
-	Ttl *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
-	// What joins: "dataplane" (default) or "controlplane".
-	Role          string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	Ttl           *durationpb.Duration `protobuf:"bytes,1,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2280,13 +2278,6 @@ func (x *CreateJoinTokenRequest) GetTtl() *durationpb.Duration {
 		return x.Ttl
 	}
 	return nil
-}
-
-func (x *CreateJoinTokenRequest) GetRole() string {
-	if x != nil {
-		return x.Role
-	}
-	return ""
 }
 
 type CreateJoinTokenResponse struct {
@@ -2810,10 +2801,9 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x0eRevokeResponse\x128\n" +
 	"\aversion\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\aversion\x129\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"Y\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"E\n" +
 	"\x16CreateJoinTokenRequest\x12+\n" +
-	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\x12\x12\n" +
-	"\x04role\x18\x02 \x01(\tR\x04role\"j\n" +
+	"\x03ttl\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x03ttl\"j\n" +
 	"\x17CreateJoinTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x129\n" +
 	"\n" +

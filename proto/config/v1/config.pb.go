@@ -2678,9 +2678,9 @@ var file_config_v1_config_proto_extTypes = []protoimpl.ExtensionInfo{
 	{
 		ExtendedType:  (*descriptorpb.FieldOptions)(nil),
 		ExtensionType: (*bool)(nil),
-		Field:         50001,
+		Field:         74021,
 		Name:          "portcullis.config.v1.secret",
-		Tag:           "varint,50001,opt,name=secret",
+		Tag:           "varint,74021,opt,name=secret",
 		Filename:      "config/v1/config.proto",
 	},
 }
@@ -2689,8 +2689,10 @@ var file_config_v1_config_proto_extTypes = []protoimpl.ExtensionInfo{
 var (
 	// A field that holds secret material: sealed where it is stored, sent only to
 	// nodes, and never returned by a read of the admin API.
+	// The number is ours alone: etcd's protos, linked into the same binary, use
+	// 50000 to 50010.
 	//
-	// optional bool secret = 50001;
+	// optional bool secret = 74021;
 	E_Secret = &file_config_v1_config_proto_extTypes[0]
 )
 
@@ -2794,7 +2796,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\tR\vcertificate\x12%\n" +
-	"\vprivate_key\x18\x04 \x01(\tB\x04\x88\xb5\x18\x01R\n" +
+	"\vprivate_key\x18\x04 \x01(\tB\x04\xa8\x92$\x01R\n" +
 	"privateKey\"v\n" +
 	"\x10UpstreamTimeouts\x123\n" +
 	"\aconnect\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\aconnect\x12-\n" +
@@ -2855,7 +2857,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"clock_skew\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\tclockSkew\x12<\n" +
 	"\fmax_lifetime\x18\a \x01(\v2\x19.google.protobuf.DurationR\vmaxLifetime\x12%\n" +
-	"\vhmac_secret\x18\b \x01(\tB\x04\x88\xb5\x18\x01R\n" +
+	"\vhmac_secret\x18\b \x01(\tB\x04\xa8\x92$\x01R\n" +
 	"hmacSecret\x128\n" +
 	"\x06claims\x18\t \x01(\v2 .portcullis.config.v1.ClaimNamesR\x06claims\x12\x19\n" +
 	"\bbuilt_in\x18\n" +
@@ -2908,7 +2910,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x11ON_PARTITION_OPEN\x10\x01\x12\x16\n" +
 	"\x12ON_PARTITION_SPLIT\x10\x02\x12\x17\n" +
 	"\x13ON_PARTITION_STRICT\x10\x03:7\n" +
-	"\x06secret\x12\x1d.google.protobuf.FieldOptions\x18ц\x03 \x01(\bR\x06secretB4Z2portcullis.dev/portcullis/proto/config/v1;configv1b\x06proto3"
+	"\x06secret\x12\x1d.google.protobuf.FieldOptions\x18\xa5\xc2\x04 \x01(\bR\x06secretB4Z2portcullis.dev/portcullis/proto/config/v1;configv1b\x06proto3"
 
 var (
 	file_config_v1_config_proto_rawDescOnce sync.Once
