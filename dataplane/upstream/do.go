@@ -177,6 +177,8 @@ func incoming(ctx context.Context, r *exchange.Request, resp *http.Response, can
 	return answer, nil
 }
 
+// incomingHeader keeps the end-to-end fields. What a Connection field names
+// beside "close" passes: net/http hides such a field of a response.
 func incomingHeader(from http.Header) (exchange.Header, error) {
 	fields := make([]exchange.Field, 0, len(from))
 	for name, values := range from {

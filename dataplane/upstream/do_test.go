@@ -76,7 +76,7 @@ func get(path string) *exchange.Request {
 func soon() time.Time { return time.Now().Add(patience) }
 
 func TestTheRequestGoesOutAsItStands(t *testing.T) {
-	url, seen := backend(t, "\r\n\r\n", "HTTP/1.1 200 OK\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: x\r\nX-End: 1\r\nContent-Length: 2\r\n\r\nok")
+	url, seen := backend(t, "\r\n\r\n", "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: x\r\nX-End: 1\r\nContent-Length: 2\r\n\r\nok")
 	r := get("/a%20b/%25x/[")
 	r.Query = "q=%2f+1&q"
 	r.Authority = "api.example.com:8080"
