@@ -136,4 +136,3 @@ func ttlOf(cacheControl string) time.Duration {
 	}
 	return time.Hour
 }
-

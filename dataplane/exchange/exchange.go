@@ -97,6 +97,8 @@ type Identity struct {
 	Scopes  []string
 	Roles   []string
 	Groups  []string
+	// Credential is what a revocation calls an API key; zero for a token.
+	Credential [16]byte
 	// Claims are the token's verified claims, numbers as float64, or json.Number
 	// where a float64 would lose digits. Shared between requests: read only.
 	Claims    map[string]any

@@ -1,0 +1,191 @@
+package admin
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"portcullis.dev/portcullis/controlplane/store"
+	"portcullis.dev/portcullis/pkg/config"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+const (
+	defaultHistory = 50
+	maxHistory     = 1000
+)
+
+// History implements adminv1.AdminServiceServer.
+func (s *Service) History(ctx context.Context, req *adminv1.HistoryRequest) (*adminv1.HistoryResponse, error) {
+	var targets []string
+	if req.Workspace != "" {
+		targets = []string{req.Workspace}
+	}
+	operator, err := s.authorise(ctx, ActionRead, "history", targets...)
+	if err != nil {
+		return nil, err
+	}
+	limit := int(req.Limit)
+	if limit <= 0 {
+		limit = defaultHistory
+	}
+	records, err := s.Store.History(ctx, req.Before, min(limit, maxHistory), req.Workspace)
+	if err != nil {
+		return nil, err
+	}
+	resp := &adminv1.HistoryResponse{}
+	for _, record := range records {
+		if entry := entryOf(record, operator, req.Workspace); entry != nil {
+			resp.Entries = append(resp.Entries, entry)
+		}
+	}
+	return resp, nil
+}
+
+// entryOf shows the part of a record that the operator may see; nil when that is
+// nothing.
+func entryOf(record *store.HistoryRecord, operator *adminv1.Operator, workspace string) *adminv1.HistoryEntry {
+	entry := &adminv1.HistoryEntry{
+		Version: record.Version.Proto(), Time: timestamppb.New(record.Time), Author: record.Author, Reason: record.Reason,
+	}
+	for _, change := range record.Edits {
+		key := change.Key
+		if !visible(operator, key) || workspace != "" && scopeOf(key) != workspace {
+			continue
+		}
+		action := adminv1.Action_ACTION_UPDATE
+		switch {
+		case change.Before == nil:
+			action = adminv1.Action_ACTION_CREATE
+		case change.After == nil:
+			action = adminv1.Action_ACTION_DELETE
+		}
+		entry.Changes = append(entry.Changes, &adminv1.ResourceChange{
+			Key: key.Proto(), Action: action, Fields: config.Diff(change.Before, change.After),
+		})
+	}
+	if len(entry.Changes) == 0 {
+		return nil
+	}
+	return entry
+}
+
+// Watch implements adminv1.AdminServiceServer: it sends the history after a
+// version, then each new entry as its revision is committed.
+func (s *Service) Watch(req *adminv1.WatchRequest, stream adminv1.AdminService_WatchServer) error {
+	ctx := stream.Context()
+	operator, err := s.authorise(ctx, ActionRead, "watch")
+	if err != nil {
+		return err
+	}
+	_, version := s.Mirror.Current()
+	if req.After != nil {
+		version = config.VersionOf(req.After)
+	}
+	for {
+		records, err := s.since(ctx, version.Revision)
+		if err != nil {
+			return err
+		}
+		for _, record := range records {
+			version = record.Version
+			if entry := entryOf(record, operator, ""); entry != nil {
+				if err := stream.Send(&adminv1.WatchResponse{Entry: entry}); err != nil {
+					return err
+				}
+			}
+		}
+		_, seen := s.Mirror.Current()
+		next := config.Version{Epoch: version.Epoch, Revision: max(seen.Revision, version.Revision) + 1}
+		if len(records) > 0 {
+			continue
+		}
+		if err := s.Mirror.Await(ctx, next); err != nil {
+			return err
+		}
+	}
+}
+
+// since returns the history after a revision, oldest first.
+func (s *Service) since(ctx context.Context, revision int64) ([]*store.HistoryRecord, error) {
+	var found []*store.HistoryRecord
+	for before := int64(0); ; {
+		page, err := s.Store.History(ctx, before, maxHistory, "")
+		if err != nil {
+			return nil, err
+		}
+		for _, record := range page {
+			if record.Version.Revision <= revision {
+				slices.Reverse(found)
+				return found, nil
+			}
+			found = append(found, record)
+			before = record.Version.Revision
+		}
+		if len(page) < maxHistory {
+			slices.Reverse(found)
+			return found, nil
+		}
+	}
+}
+
+// Rollback implements adminv1.AdminServiceServer: it writes a new revision whose
+// operator-written resources are those of an older one. Revocations, credentials
+// and fetched keys are not config and stay as they are.
+func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*adminv1.RollbackResponse, error) {
+	started := time.Now()
+	operator, err := s.authorise(ctx, ActionWrite, fmt.Sprintf("rollback to %d", req.Revision), everyWorkspace)
+	if err != nil {
+		return nil, err
+	}
+	if len(req.Reason) > maxReason {
+		return nil, fmt.Errorf("%w: the reason is longer than %d bytes", ErrInvalid, maxReason)
+	}
+	current, version := s.Mirror.Current()
+	if req.Revision <= 0 || req.Revision > version.Revision {
+		return nil, fmt.Errorf("%w: revision %d is not in the history: `portcullis history` lists what is", ErrInvalid, req.Revision)
+	}
+	wanted, err := s.Store.At(ctx, req.Revision)
+	if err != nil {
+		return nil, err
+	}
+	change := difference(current, wanted)
+	reason := req.Reason
+	if reason == "" {
+		reason = fmt.Sprintf("rollback to revision %d", req.Revision)
+	}
+	if len(change.Upserts)+len(change.Deletes) == 0 {
+		return &adminv1.RollbackResponse{Version: version.Proto(), Convergence: s.converge(ctx, version, req.WaitFor, started)}, nil
+	}
+	committed, changes, err := s.commit(ctx, change, version.Proto(), store.Meta{Author: operator.Name, Reason: reason, Time: time.Now()})
+	if err != nil {
+		return nil, err
+	}
+	return &adminv1.RollbackResponse{Version: committed.Proto(), Changes: changes, Convergence: s.converge(ctx, committed, req.WaitFor, started)}, nil
+}
+
+// difference is the change that turns current into wanted.
+func difference(current config.Checked, wanted []*configv1.Resource) *adminv1.Change {
+	change := &adminv1.Change{}
+	keep := make(map[config.Key]bool, len(wanted))
+	for _, resource := range wanted {
+		key := config.KeyOf(resource)
+		if !config.OperatorMayWrite(key.Kind) {
+			continue
+		}
+		keep[key] = true
+		if before, ok := current.Get(key); !ok || len(config.Diff(before, resource)) > 0 {
+			change.Upserts = append(change.Upserts, resource)
+		}
+	}
+	for resource := range current.All() {
+		if key := config.KeyOf(resource); config.OperatorMayWrite(key.Kind) && !keep[key] {
+			change.Deletes = append(change.Deletes, key.Proto())
+		}
+	}
+	return change
+}

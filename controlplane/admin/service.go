@@ -1,0 +1,112 @@
+// Package admin is every way into the control plane for people and CI: it
+// authorises and audits, checks, plans and applies. Every write enters here. It
+// knows the store and the stream only through the interfaces they export, and
+// nothing of etcd, NATS or nodes.
+package admin
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"portcullis.dev/portcullis/controlplane/keys"
+	"portcullis.dev/portcullis/controlplane/store"
+	"portcullis.dev/portcullis/pkg/config"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+// Mirror is the replica's own view of the store, following its watch.
+type Mirror interface {
+	// Current returns the newest checked config and the version of all lanes.
+	Current() (config.Checked, config.Version)
+	// Await returns when the mirror has reached the version, or ctx ended.
+	Await(ctx context.Context, version config.Version) error
+	// Counts returns how many credentials and revocations there are.
+	Counts() (credentials, revocations int)
+}
+
+// Cluster is what the stream knows of the nodes of all replicas.
+type Cluster interface {
+	Nodes() []*controlv1.NodeStatus
+	// AwaitConvergence returns when every connected node runs at least the version
+	// or has rejected it, or when ctx ends; what it returns holds either way.
+	AwaitConvergence(ctx context.Context, version config.Version) *adminv1.Convergence
+	// Why asks the nodes for a decision; false when none has it.
+	Why(ctx context.Context, requestID string) (*controlv1.DecisionRecord, bool, error)
+	Replicas(ctx context.Context) ([]string, error)
+}
+
+// Service implements adminv1.AdminServiceServer. The fields are set before it
+// serves and not changed; it is safe for concurrent use.
+type Service struct {
+	adminv1.UnimplementedAdminServiceServer
+
+	Store   store.Store
+	Mirror  Mirror
+	Cluster Cluster
+	// Issuers signs for built-in issuers and makes the key sets that a change of
+	// issuers needs.
+	Issuers *keys.Issuers
+	// JoinToken makes a one-time token for a node that expires after ttl.
+	JoinToken func(ctx context.Context, ttl time.Duration) (string, error)
+	// Audit receives one record for each authorisation, allowed or denied.
+	Audit *slog.Logger
+	Log   *slog.Logger
+	// Release is the binary's version.
+	Release string
+}
+
+// UnaryErrors and StreamErrors translate the service's errors at the edge. They
+// are the only place that knows gRPC status codes.
+func UnaryErrors(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	resp, err := next(ctx, req)
+	return resp, toStatus(err)
+}
+
+// StreamErrors is UnaryErrors for streams.
+func StreamErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	return toStatus(next(srv, stream))
+}
+
+// ErrInvalid is wrapped by every refusal of a request's own content.
+var ErrInvalid = errors.New("invalid request")
+
+func toStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	var problems config.Problems
+	if errors.As(err, &problems) {
+		st := status.New(codes.InvalidArgument, problems.Error())
+		details := &adminv1.PlanResponse{}
+		for _, p := range problems {
+			details.Problems = append(details.Problems, p.Proto())
+		}
+		if with, err := st.WithDetails(details); err == nil {
+			st = with
+		}
+		return st.Err()
+	}
+	code := codes.Internal
+	for sentinel, mapped := range map[error]codes.Code{
+		ErrUnauthenticated: codes.Unauthenticated, ErrForbidden: codes.PermissionDenied, ErrInvalid: codes.InvalidArgument,
+		store.ErrConflict: codes.Aborted, store.ErrNotFound: codes.NotFound, store.ErrExists: codes.AlreadyExists,
+		store.ErrFull: codes.ResourceExhausted, store.ErrTooLarge: codes.InvalidArgument, store.ErrInvalid: codes.InvalidArgument,
+		store.ErrCompacted: codes.OutOfRange, store.ErrUnknown: codes.Unavailable, store.ErrClosed: codes.Unavailable,
+		context.Canceled: codes.Canceled, context.DeadlineExceeded: codes.DeadlineExceeded,
+	} {
+		if errors.Is(err, sentinel) {
+			code = mapped
+		}
+	}
+	return status.Error(code, err.Error())
+}

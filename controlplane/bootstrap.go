@@ -1,0 +1,169 @@
+package controlplane
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"portcullis.dev/portcullis/controlplane/admin"
+	"portcullis.dev/portcullis/controlplane/keys"
+	"portcullis.dev/portcullis/controlplane/store"
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/identity"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+// Rooms of the store for the control plane's own state. All items are sealed.
+const (
+	roomSecrets    = "secrets"
+	roomIssuerKeys = "issuer-keys"
+	roomJoinTokens = "join-tokens"
+	roomNodes      = "nodes"
+	roomReplicas   = "replicas"
+	roomLocks      = "locks"
+)
+
+// authority is what the cluster's replicas share: made once, by whichever
+// replica is first, and read by all.
+type authority struct {
+	ca      *identity.CA
+	signing identity.SigningKey
+	busKey  *controlv1.BusKey
+}
+
+// openAuthority reads the cluster's secrets, or makes them.
+func openAuthority(ctx context.Context, st store.Store) (*authority, error) {
+	a := &authority{}
+	items := st.Items(roomSecrets)
+	der, err := once(ctx, items, "ca", func() ([]byte, error) {
+		ca, err := identity.NewCA(time.Now())
+		if err != nil {
+			return nil, err
+		}
+		return ca.Marshal()
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.ca, err = identity.ParseCA(der); err != nil {
+		return nil, err
+	}
+	der, err = once(ctx, items, "version-signing", func() ([]byte, error) {
+		key, err := identity.NewSigningKey()
+		if err != nil {
+			return nil, err
+		}
+		return key.Marshal()
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.signing, err = identity.ParseSigningKey(der); err != nil {
+		return nil, err
+	}
+	stored, err := once(ctx, items, "bus", func() ([]byte, error) {
+		key := make([]byte, 32)
+		_, _ = rand.Read(key)
+		return proto.Marshal(&controlv1.BusKey{Id: 1, Key: key})
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.busKey = &controlv1.BusKey{}
+	return a, proto.Unmarshal(stored, a.busKey)
+}
+
+// once returns the item, which make makes when it is not there. Of several
+// replicas that start at once, one makes it and all get it.
+func once(ctx context.Context, items store.ItemStore, name string, make func() ([]byte, error)) ([]byte, error) {
+	for {
+		item, err := items.Get(ctx, name)
+		if err == nil {
+			return item.Value, nil
+		}
+		if !errors.Is(err, store.ErrNotFound) {
+			return nil, fmt.Errorf("reading %s: %w", name, err)
+		}
+		value, err := make()
+		if err != nil {
+			return nil, fmt.Errorf("making %s: %w", name, err)
+		}
+		if _, err := items.Put(ctx, name, value, store.Write{}); err != nil && !errors.Is(err, store.ErrExists) {
+			return nil, fmt.Errorf("storing %s: %w", name, err)
+		}
+	}
+}
+
+// vault keeps the private keys of built-in issuers in the store.
+type vault struct{ items store.ItemStore }
+
+func (v vault) Load(ctx context.Context, name string) ([]byte, error) {
+	item, err := v.items.Get(ctx, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil, nil
+	}
+	return item.Value, err
+}
+
+func (v vault) Create(ctx context.Context, name string, key []byte) (bool, error) {
+	_, err := v.items.Put(ctx, name, key, store.Write{})
+	if errors.Is(err, store.ErrExists) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// initialise writes what a cluster has from the start: the workspace default and
+// the built-in issuer local. It happens once in the life of a store, so that an
+// operator may delete them.
+func initialise(ctx context.Context, st store.Store, issuers *keys.Issuers) error {
+	_, err := once(ctx, st.Items(roomSecrets), "initialised", func() ([]byte, error) {
+		state, err := st.Load(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(state.Resources) > 0 {
+			return []byte("adopted"), nil
+		}
+		// The name is unique to the cluster, so that a token of one never passes for
+		// another's.
+		change := &adminv1.Change{Upserts: config.Initial("https://portcullis.invalid/" + rand.Text()[:16])}
+		full, err := issuers.Complete(ctx, change, config.Checked{}, false)
+		if err != nil {
+			return nil, err
+		}
+		_, err = st.Apply(ctx, state.Version, full, store.Meta{Author: "system", Reason: "first start", Time: time.Now()})
+		if errors.Is(err, store.ErrConflict) {
+			err = nil // another replica was first
+		}
+		return []byte("done"), err
+	})
+	return err
+}
+
+// FirstOperator makes the cluster's first admin and returns its credential; ""
+// when there is an operator already.
+func firstOperator(ctx context.Context, st store.Store) (string, error) {
+	existing, err := st.Items("operators").List(ctx)
+	if err != nil || len(existing) > 0 {
+		return "", err
+	}
+	credential, err := admin.AddOperator(ctx, st, &adminv1.Operator{Name: "admin", Role: adminv1.Role_ROLE_ADMIN})
+	if errors.Is(err, store.ErrExists) {
+		return "", nil
+	}
+	return credential, err
+}
+
+// bootID tells this start of the process from every other.
+func bootID() uint64 {
+	var b [8]byte
+	_, _ = rand.Read(b[:])
+	return binary.BigEndian.Uint64(b[:])
+}

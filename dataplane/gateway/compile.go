@@ -1,0 +1,294 @@
+package gateway
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"strings"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/dataplane/follow"
+	"portcullis.dev/portcullis/dataplane/policy"
+	"portcullis.dev/portcullis/dataplane/route"
+	"portcullis.dev/portcullis/dataplane/token"
+	"portcullis.dev/portcullis/dataplane/upstream"
+	"portcullis.dev/portcullis/pkg/config"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+)
+
+// defaultTimeout is what a route gets that names none.
+const defaultTimeout = 30 * time.Second
+
+// compiled is what the applier keeps beside the live snapshot, so that a change
+// compiles only what it touches. One goroutine at a time uses it: follow's.
+type compiled struct {
+	routes    map[config.Key]*Route
+	upstreams map[config.Key]*upstream.Upstream
+	issuers   map[config.Key]*token.Issuer
+}
+
+// stage is a change in the making: what it puts in place of what is there.
+// Nothing of it is seen by a request before commit.
+type stage struct {
+	g         *Gateway
+	checked   config.Checked
+	all       bool
+	routes    map[config.Key]*Route             // nil: removed
+	upstreams map[config.Key]*upstream.Upstream // nil: removed
+	issuers   map[config.Key]*token.Issuer      // nil: removed
+	problems  config.Problems
+}
+
+// Apply implements follow.Applier: it compiles what changed, off the request
+// path, and swaps the whole snapshot in. An error leaves the snapshot before it
+// live. A panic while compiling is an error like any other.
+func (g *Gateway) Apply(_ context.Context, next follow.Next) (err error) {
+	s := &stage{
+		g: g, checked: next.Checked, all: next.Affected.All,
+		routes: map[config.Key]*Route{}, upstreams: map[config.Key]*upstream.Upstream{}, issuers: map[config.Key]*token.Issuer{},
+	}
+	defer func() {
+		if cause := recover(); cause != nil {
+			g.cfg.Log.Error("compiling a revision failed", "revision", next.Version.String(), "panic", cause, "stack", string(debug.Stack()))
+			err = fmt.Errorf("this revision cannot be compiled by this release: %v", cause)
+		}
+		if err != nil {
+			s.discard()
+		}
+	}()
+	s.compile(next.Affected)
+	if len(s.problems) > 0 {
+		return s.problems
+	}
+	return s.commit(next.Version)
+}
+
+func (s *stage) compile(affected config.Affected) {
+	if s.all {
+		affected = s.everything()
+	}
+	for _, key := range affected.Upstreams {
+		s.upstreams[key] = nil
+		if resource, ok := s.checked.Get(key); ok {
+			acquired, err := s.g.cfg.Pool.Acquire(resource.GetUpstream())
+			if err != nil {
+				s.problems = append(s.problems, problemAt(key, "spec", err))
+			}
+			s.upstreams[key] = acquired
+		}
+	}
+	for _, key := range affected.Issuers {
+		s.issuers[key] = nil
+		if resource, ok := s.checked.Get(key); ok {
+			issuer, err := token.Compile(key.Workspace+"/"+key.Name, resource.GetIssuer(), s.keySet(key), s.g.cfg.Tokens)
+			if err != nil {
+				s.problems = append(s.problems, problemAt(key, "spec", err))
+			}
+			s.issuers[key] = issuer
+		}
+	}
+	if len(s.problems) > 0 {
+		return
+	}
+	for _, key := range affected.Routes {
+		s.routes[key] = nil
+		if resource, ok := s.checked.Get(key); ok {
+			compiled, err := s.route(key, resource.GetRoute())
+			if err != nil {
+				s.problems = append(s.problems, problemAt(key, "spec", err))
+			}
+			s.routes[key] = compiled
+		}
+	}
+}
+
+// everything lists all that there is and all that was.
+func (s *stage) everything() config.Affected {
+	all := config.Affected{All: true}
+	for resource := range s.checked.All() {
+		switch key := config.KeyOf(resource); key.Kind {
+		case config.KindRoute:
+			all.Routes = append(all.Routes, key)
+		case config.KindUpstream:
+			all.Upstreams = append(all.Upstreams, key)
+		case config.KindIssuer:
+			all.Issuers = append(all.Issuers, key)
+		}
+	}
+	gone := func(list *[]config.Key, key config.Key) {
+		if _, ok := s.checked.Get(key); !ok {
+			*list = append(*list, key)
+		}
+	}
+	for key := range s.g.compiled.routes {
+		gone(&all.Routes, key)
+	}
+	for key := range s.g.compiled.upstreams {
+		gone(&all.Upstreams, key)
+	}
+	for key := range s.g.compiled.issuers {
+		gone(&all.Issuers, key)
+	}
+	return all
+}
+
+func (s *stage) keySet(issuer config.Key) *configv1.KeySet {
+	set, _ := s.checked.Get(config.Key{Kind: config.KindKeySet, Workspace: issuer.Workspace, Name: issuer.Name})
+	return set.GetKeySet()
+}
+
+// issuer resolves a name as the route will: staged ones first, in the workspace
+// and then in the default one.
+func (s *stage) issuer(workspace, name string) (*token.Issuer, bool) {
+	resource, ok := s.checked.Resolve(config.KindIssuer, workspace, name)
+	if !ok {
+		return nil, false
+	}
+	key := config.KeyOf(resource)
+	if staged, ok := s.issuers[key]; ok {
+		return staged, staged != nil
+	}
+	issuer, ok := s.g.compiled.issuers[key]
+	return issuer, ok
+}
+
+func (s *stage) upstream(workspace, name string) (*upstream.Upstream, bool) {
+	resource, ok := s.checked.Resolve(config.KindUpstream, workspace, name)
+	if !ok {
+		return nil, false
+	}
+	key := config.KeyOf(resource)
+	if staged, ok := s.upstreams[key]; ok {
+		return staged, staged != nil
+	}
+	found, ok := s.g.compiled.upstreams[key]
+	return found, ok
+}
+
+// route compiles one route.
+func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
+	r := &Route{
+		info: exchange.RouteInfo{Workspace: key.Workspace, Name: key.Name}, timeout: defaultTimeout,
+		counters: s.g.cfg.Counters.Route(key.Workspace, key.Name),
+	}
+	if spec.GetTimeouts().GetRequest() != nil {
+		r.timeout = spec.Timeouts.Request.AsDuration()
+	}
+	deps := s.g.cfg.Policy
+	deps.Issuer, deps.Application = s.issuer, s.g.application
+	var err error
+	if r.pipeline, err = policy.CompileRoute(key, spec, s.checked.Policies(key), deps); err != nil {
+		return nil, err
+	}
+	var weights []uint32
+	for i, backend := range spec.Backends {
+		found, ok := s.upstream(key.Workspace, backend.Upstream)
+		if !ok {
+			return nil, fmt.Errorf("%s: no Upstream %q", index("backends", i), backend.Upstream)
+		}
+		weight := uint32(1)
+		if backend.Weight != nil {
+			weight = *backend.Weight
+		}
+		r.backends = append(r.backends, found)
+		r.names = append(r.names, backend.Upstream)
+		weights = append(weights, weight)
+	}
+	r.picker = upstream.NewPicker(weights)
+	return r, r.addPatterns(key, spec)
+}
+
+// commit makes the stage live: one swap of one pointer. What was replaced is
+// given back after it.
+func (s *stage) commit(version config.Version) error {
+	g := s.g
+	var table route.Table[*target]
+	if live := g.live.Load(); live != nil && !s.all {
+		table = live.routes
+	}
+	batch := table.Edit()
+	for key, compiled := range s.routes {
+		if before := g.compiled.routes[key]; before != nil && !s.all {
+			for _, p := range before.patterns {
+				batch.Delete(p)
+			}
+		}
+		if compiled == nil {
+			continue
+		}
+		for i, p := range compiled.patterns {
+			if err := batch.Put(p, compiled.targets[i]); err != nil {
+				return problemAt(key, "spec", err)
+			}
+		}
+	}
+	snapshot := &Snapshot{Version: version, checked: s.checked, routes: batch.Table(), settings: settingsOf(s.checked)}
+	replace(g.compiled.routes, s.routes)
+	g.applySettings(snapshot.settings)
+	s.rotate()
+	g.live.Store(snapshot)
+	for _, old := range replace(g.compiled.upstreams, s.upstreams) {
+		old.Release()
+	}
+	for _, old := range replace(g.compiled.issuers, s.issuers) {
+		if _, ok := g.compiled.issuers[issuerKey(old)]; !ok {
+			g.cfg.Tokens.Forget(old.Name())
+		}
+	}
+	return nil
+}
+
+// rotate gives issuers that did not change themselves their newest keys. A key
+// set that cannot be read leaves the issuer without keys: 503, never the old
+// ones.
+func (s *stage) rotate() {
+	for key, issuer := range s.g.compiled.issuers {
+		if _, staged := s.issuers[key]; staged {
+			continue
+		}
+		if err := issuer.SetKeys(s.keySet(key)); err != nil {
+			s.g.cfg.Log.Error("the keys of an issuer cannot be used", "issuer", issuer.Name(), "error", err)
+			_ = issuer.SetKeys(nil)
+		}
+	}
+}
+
+// discard gives back what a refused stage had acquired.
+func (s *stage) discard() {
+	for _, acquired := range s.upstreams {
+		if acquired != nil {
+			acquired.Release()
+		}
+	}
+}
+
+// replace merges staged into current, a nil value meaning removal, and returns
+// what was replaced.
+func replace[V any](current, staged map[config.Key]*V) []*V {
+	var old []*V
+	for key, value := range staged {
+		if before := current[key]; before != nil {
+			old = append(old, before)
+		}
+		if value == nil {
+			delete(current, key)
+		} else {
+			current[key] = value
+		}
+	}
+	return old
+}
+
+func issuerKey(issuer *token.Issuer) config.Key {
+	workspace, name, _ := strings.Cut(issuer.Name(), "/")
+	return config.Key{Kind: config.KindIssuer, Workspace: workspace, Name: name}
+}
+
+func settingsOf(checked config.Checked) Settings {
+	resource, ok := checked.Get(config.Key{Kind: config.KindGateway, Workspace: config.DefaultWorkspace, Name: "default"})
+	if !ok {
+		return Settings{Gateway: &configv1.Gateway{}}
+	}
+	return Settings{Gateway: resource.GetGateway()}
+}

@@ -1,0 +1,166 @@
+package gateway
+
+import (
+	"context"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/dataplane/policy"
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/telemetry"
+)
+
+// flight is what the gateway knows of one exchange beyond the exchange itself:
+// how it is traced, what was decided, and what has to be told when it ends. It is
+// pooled, and belongs to the goroutine of its exchange.
+type flight struct {
+	g *Gateway
+	// end is finish as a func value, made once for the life of the flight.
+	end func(*exchange.Exchange)
+
+	trace    telemetry.Decision
+	span     trace.Span
+	spanCtx  context.Context
+	route    *Route
+	version  config.Version
+	reason   policy.Reason
+	upstream string
+	waited   time.Duration
+	cancel   context.CancelCauseFunc
+	stream   *stream
+}
+
+func (g *Gateway) begin(e *exchange.Exchange) *flight {
+	f := g.flights.Get().(*flight)
+	parent := ""
+	if e.Request.Header.Count("Traceparent") == 1 {
+		parent = e.Request.Header.Get("Traceparent")
+	}
+	f.trace = g.cfg.Sampler.Decide(parent)
+	g.cfg.Counters.Began(e.Request.Method, e.Request.TLS != nil)
+	e.Done = append(e.Done, f.end)
+	return f
+}
+
+// startSpan begins the server span when the sampler said so.
+func (f *flight) startSpan(e *exchange.Exchange) {
+	if !f.trace.Record {
+		return
+	}
+	// HTTP server span, OpenTelemetry semantic conventions 1.x.
+	f.spanCtx, f.span = f.g.cfg.Tracer.Start(e.Context, f.trace, e.Request.Method+" "+f.route.pattern,
+		trace.WithTimestamp(e.Received),
+		trace.WithAttributes(
+			attribute.String("http.request.method", e.Request.Method), attribute.String("url.scheme", e.Request.Scheme),
+			attribute.String("url.path", e.Request.Path), attribute.String("server.address", e.Request.Host),
+			attribute.String("client.address", e.Request.Peer.String()), attribute.String("http.route", f.route.pattern),
+			attribute.String("portcullis.route", f.route.info.Workspace+"/"+f.route.info.Name),
+			attribute.String("portcullis.request_id", e.ID), attribute.Int64("portcullis.revision", f.version.Revision),
+		))
+}
+
+func (f *flight) context(e *exchange.Exchange) context.Context {
+	if f.spanCtx != nil {
+		return f.spanCtx
+	}
+	return e.Context
+}
+
+// propagate puts the trace context toward the upstream in place of the caller's.
+// Baggage and tracestate of a caller that is not trusted are dropped.
+func (f *flight) propagate(e *exchange.Exchange) {
+	if f.trace.Parent.IsZero() {
+		e.Request.Header.Del("Tracestate")
+		e.Request.Header.Del("Baggage")
+	}
+	e.Request.Header.Set("Traceparent", f.trace.Self.String())
+}
+
+// refuse answers with a problem and remembers the reason.
+func (f *flight) refuse(e *exchange.Exchange, d *policy.Denial) *exchange.Response {
+	f.reason = d.Reason
+	if e.Why == (exchange.Why{}) {
+		e.Why = exchange.Why{Policy: d.Policy, Rule: d.Rule, Detail: d.Detail}
+		if d.Note != "" {
+			e.Why.Detail = d.Note
+		}
+	}
+	resp := d.Response(e.ID, f.trace.Self.TraceIDString())
+	e.Answer(resp)
+	return resp
+}
+
+// finish tells everybody what became of the exchange.
+func (f *flight) finish(e *exchange.Exchange) {
+	g := f.g
+	now := g.cfg.Policy.Now()
+	took := now.Sub(e.Received)
+	if f.cancel != nil {
+		f.cancel(nil)
+	}
+	if f.stream != nil {
+		g.streams.remove(f.stream)
+	}
+	counters := g.unrouted
+	if f.route != nil {
+		counters = f.route.counters
+	}
+	secure := e.Request.TLS != nil
+	counters.Count(telemetry.Request{Method: e.Request.Method, TLS: secure, Status: e.Result.Status, Reason: string(f.reason), Duration: took})
+	g.cfg.Counters.Ended(e.Request.Method, secure)
+	traceID := f.trace.Self.TraceIDString()
+	f.remember(e, traceID, took)
+	if g.logs.Load() && g.cfg.AccessLog != nil {
+		f.log(e, traceID, took)
+	}
+	f.endSpan(e)
+	*f = flight{g: g, end: f.end}
+	g.flights.Put(f)
+}
+
+func (f *flight) endSpan(e *exchange.Exchange) {
+	if f.span == nil {
+		return
+	}
+	f.span.SetAttributes(attribute.Int("http.response.status_code", e.Result.Status))
+	if f.upstream != "" {
+		f.span.SetAttributes(attribute.String("portcullis.upstream", f.upstream))
+	}
+	if f.reason != "" {
+		f.span.SetAttributes(attribute.String("portcullis.reason", string(f.reason)))
+	}
+	if e.Result.Status >= 500 || e.Result.Err != nil {
+		f.span.SetStatus(codes.Error, string(f.reason))
+	}
+	f.span.End()
+}
+
+// remember writes the decision into the ring.
+func (f *flight) remember(e *exchange.Exchange, traceID string, took time.Duration) {
+	id := &e.Identity
+	rec := decision{
+		text: [decisionTexts]string{
+			textID: e.ID, textMethod: e.Request.Method, textHost: e.Request.Host, textPath: e.Request.Path,
+			textRoute: e.Route.Name, textWorkspace: e.Route.Workspace, textReason: string(f.reason),
+			textPolicy: e.Why.Policy, textRule: e.Why.Rule, textDetail: e.Why.Detail, textAuth: id.Method,
+			textSubject: id.Subject, textClient: id.Client, textIssuer: id.Issuer, textUpstream: f.upstream, textTrace: traceID,
+		},
+		at: e.Received, version: f.version, status: e.Result.Status, duration: took, peer: e.Request.Peer,
+	}
+	f.g.cfg.Decisions.record(&rec)
+}
+
+func (f *flight) log(e *exchange.Exchange, traceID string, took time.Duration) {
+	id := &e.Identity
+	f.g.cfg.AccessLog.Log(&telemetry.AccessEntry{
+		Time: e.Received, RequestID: e.ID, TraceID: traceID, Node: f.g.cfg.Node, Peer: e.Request.Peer,
+		Method: e.Request.Method, Scheme: e.Request.Scheme, Host: e.Request.Host, Path: e.Request.Path, Protocol: e.Request.Proto,
+		Status: e.Result.Status, Reason: string(f.reason), Workspace: e.Route.Workspace, Route: e.Route.Name,
+		Epoch: f.version.Epoch, Revision: f.version.Revision, AuthMethod: id.Method, Consumer: id.Client, Subject: id.Subject,
+		Issuer: id.Issuer, Upstream: f.upstream, Duration: took, UpstreamDuration: f.waited, BytesSent: e.Result.Bytes,
+	})
+}

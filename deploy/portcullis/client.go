@@ -1,0 +1,187 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v4"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
+
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/identity"
+	"portcullis.dev/portcullis/pkg/secret"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+)
+
+// maxMessage bounds what the CLI sends and receives at once.
+const maxMessage = 256 << 20
+
+// contextFile is where a cluster is and who speaks to it. The file holds a
+// secret and has mode 0600.
+type contextFile struct {
+	// Address of the admin listener, host:port.
+	Address string `yaml:"address"`
+	// CA is the PEM of the authorities that the admin listener's certificate must
+	// come from.
+	CA         string `yaml:"ca"`
+	Credential string `yaml:"credential"`
+}
+
+// writeContext writes the file with mode 0600, replacing it whole.
+func writeContext(path string, c contextFile) error {
+	data, err := yaml.Marshal(c)
+	if err != nil {
+		return err
+	}
+	return secret.WriteFile(path, data, 0o600)
+}
+
+// defaultContext is where `portcullis context use` puts a context.
+func defaultContext() string {
+	dir, err := os.UserConfigDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "portcullis", "context.yaml")
+}
+
+func (c *cli) contextPath() (string, error) {
+	for _, path := range []string{c.contextFile, os.Getenv("PORTCULLIS_CONTEXT")} {
+		if path != "" {
+			return path, nil
+		}
+	}
+	if path := defaultContext(); path != "" {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New(usageNoContext)
+}
+
+func (c *cli) readContext() (contextFile, error) {
+	path, err := c.contextPath()
+	if err != nil {
+		return contextFile{}, err
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return contextFile{}, fmt.Errorf("reading the context: %w", err)
+	}
+	var file contextFile
+	if err := yaml.Load(data, &file, yaml.WithKnownFields()); err != nil {
+		return contextFile{}, fmt.Errorf("reading the context %s: %w", path, err)
+	}
+	if file.Address == "" || file.Credential == "" {
+		return contextFile{}, fmt.Errorf("the context %s lacks address or credential", path)
+	}
+	return file, nil
+}
+
+// bearer sends the operator credential with each call. It refuses a connection
+// without TLS.
+type bearer string
+
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+
+func (bearer) RequireTransportSecurity() bool { return true }
+
+// dial connects to the admin API of the context.
+func (c *cli) dial() (adminv1.AdminServiceClient, func(), error) {
+	file, err := c.readContext()
+	if err != nil {
+		return nil, nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(file.CA)) {
+		return nil, nil, errors.New("the context's ca holds no certificate")
+	}
+	conn, err := grpc.NewClient("passthrough:///"+file.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(identity.AdminClient(pool))),
+		grpc.WithPerRPCCredentials(bearer(file.Credential)),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		grpc.WithUserAgent("portcullis/"+release))
+	if err != nil {
+		return nil, nil, err
+	}
+	return adminv1.NewAdminServiceClient(conn), func() { _ = conn.Close() }, nil
+}
+
+// callTimeout bounds calls that do not wait for convergence.
+const callTimeout = 30 * time.Second
+
+// fromStatus turns any error into one with an exit code and a message for
+// people.
+func fromStatus(err error) *exitCode {
+	if coded, ok := codeOf(err); ok {
+		return coded
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return &exitCode{exitError, err}
+	}
+	message := st.Message()
+	code := exitError
+	switch st.Code() {
+	case codes.Aborted:
+		code = exitConflict
+		message += "\nSomebody else changed the configuration meanwhile: plan again, then apply."
+	case codes.Unavailable:
+		message = "the control plane cannot be reached: " + message
+	}
+	if len(problemsOf(st)) > 0 {
+		code = exitInvalid
+	}
+	return &exitCode{code, errors.New(message)}
+}
+
+// problemsOf reads the problems that the admin API attaches to a refusal.
+func problemsOf(st *status.Status) config.Problems {
+	var problems config.Problems
+	for _, detail := range st.Details() {
+		if plan, ok := detail.(*adminv1.PlanResponse); ok {
+			for _, p := range plan.Problems {
+				problems = append(problems, config.ProblemOf(p))
+			}
+		}
+	}
+	return problems
+}
+
+// located returns a refusal with its problems placed in the source files.
+func located(err error, docs []config.Document) error {
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	problems := problemsOf(st)
+	if len(problems) == 0 {
+		return err
+	}
+	return invalid(problems, docs)
+}
+
+// invalid says what is wrong, each problem on a line, with exit code 3.
+func invalid(problems config.Problems, docs []config.Document) error {
+	lines := make([]string, 0, len(problems))
+	for _, p := range problems {
+		for _, doc := range docs {
+			if config.KeyOf(doc.Resource) == p.Key {
+				doc.Locate(p)
+			}
+		}
+		lines = append(lines, p.Error())
+	}
+	return errorOf(exitInvalid, fmt.Errorf("validation failed, nothing was changed:\n  %s", strings.Join(lines, "\n  ")))
+}

@@ -1,0 +1,182 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"portcullis.dev/portcullis/pkg/config"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+func (c *cli) fetchStatus(ctx context.Context) (*adminv1.StatusResponse, error) {
+	client, closeClient, err := c.dial()
+	if err != nil {
+		return nil, err
+	}
+	defer closeClient()
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return client.Status(ctx, &adminv1.StatusRequest{})
+}
+
+func (c *cli) status() *cobra.Command {
+	return &cobra.Command{
+		Use: "status", Short: "Show the cluster: revision, nodes, issuers and their keys", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			resp, err := c.fetchStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.output != "table" {
+				return c.printStatus(cmd, resp)
+			}
+			return c.print(cmd, resp, func(w io.Writer) error {
+				row(w, "version", resp.Version)
+				row(w, "revision", versionText(resp.Revision))
+				row(w, "control planes", len(resp.Replicas))
+				row(w, "API keys", resp.Credentials)
+				row(w, "revocations", resp.Revocations)
+				fmt.Fprintln(w)
+				printNodes(w, resp.Nodes, resp.Revision)
+				fmt.Fprintln(w)
+				row(w, "ISSUER", "ISS", "KEYS", "FETCHED", "PROBLEM")
+				for _, issuer := range resp.Issuers {
+					fetched := "-"
+					if issuer.FetchedAt != nil {
+						fetched = ago(issuer.FetchedAt.AsTime(), time.Now())
+					}
+					row(w, issuer.Workspace+"/"+issuer.Name, issuer.Issuer, issuer.Keys, fetched, issuer.Problem)
+				}
+				return nil
+			})
+		},
+	}
+}
+
+func (c *cli) nodes() *cobra.Command {
+	return &cobra.Command{
+		Use: "nodes", Short: "List the nodes, what each runs and what it rejected", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			resp, err := c.fetchStatus(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if c.output != "table" {
+				return c.printStatus(cmd, &adminv1.StatusResponse{Version: resp.Version, Revision: resp.Revision, Nodes: resp.Nodes})
+			}
+			return c.print(cmd, resp, func(w io.Writer) error {
+				printNodes(w, resp.Nodes, resp.Revision)
+				return nil
+			})
+		},
+	}
+}
+
+func printNodes(w io.Writer, nodes []*controlv1.NodeStatus, newest *controlv1.Version) {
+	row(w, "NODE", "ADDRESS", "RUNS", "STATE", "REPLICA", "SINCE", "PROBLEM")
+	for _, node := range nodes {
+		state, problem := "current", ""
+		switch {
+		case !node.Connected:
+			state = "disconnected"
+		case node.Rejected != nil:
+			state = "rejected " + versionText(node.Rejected)
+			if len(node.Problems) > 0 {
+				problem = config.ProblemOf(node.Problems[0]).Error()
+			}
+		case config.VersionOf(node.Version).Compare(config.VersionOf(newest)) < 0:
+			state = "behind"
+		}
+		row(w, node.Name, node.Address, versionText(node.Version), state, node.Replica, ago(node.ConnectedAt.AsTime(), time.Now()), problem)
+	}
+}
+
+func (c *cli) wait() *cobra.Command {
+	var timeout time.Duration
+	var revision int64
+	cmd := &cobra.Command{
+		Use: "wait", Short: "Wait until every node runs a revision; exit code 5 when not in time", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, closeClient, err := c.dial()
+			if err != nil {
+				return err
+			}
+			defer closeClient()
+			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout+timeout)
+			defer cancel()
+			stop := progress(cmd, "waiting for the nodes")
+			resp, err := client.Wait(ctx, &adminv1.WaitRequest{Revision: revision, Timeout: durationpb.New(timeout)})
+			stop()
+			if err != nil {
+				return err
+			}
+			return convergence(cmd, resp.Version, resp.Convergence)
+		},
+	}
+	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")
+	cmd.Flags().Int64Var(&revision, "revision", 0, "revision to wait for (default: the newest)")
+	return cmd
+}
+
+func (c *cli) why() *cobra.Command {
+	return &cobra.Command{
+		Use: "why REQUEST_ID", Short: "Explain how a node decided a request", Args: cobra.ExactArgs(1),
+		Long: `Explain how a node decided a request.
+
+The request id is the X-Request-Id header of the answer and request_id of a
+refusal's body. Each node remembers its newest decisions, allowed and denied.`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, closeClient, err := c.dial()
+			if err != nil {
+				return err
+			}
+			defer closeClient()
+			ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout)
+			defer cancel()
+			resp, err := client.Why(ctx, &adminv1.WhyRequest{RequestId: args[0]})
+			if err != nil {
+				return err
+			}
+			return c.print(cmd, resp, func(w io.Writer) error { return printDecision(cmd, w, resp.Record) })
+		},
+	}
+}
+
+func printDecision(cmd *cobra.Command, w io.Writer, d *controlv1.DecisionRecord) error {
+	outcome := colour(cmd, "32", "allowed")
+	if d.Reason != "" {
+		outcome = colour(cmd, "31", "denied: "+d.Reason)
+	}
+	show := func(name, value string) {
+		if value != "" {
+			row(w, name, value)
+		}
+	}
+	show("decision", outcome)
+	show("status", fmt.Sprint(d.Status))
+	show("detail", d.Detail)
+	show("policy", d.Policy)
+	show("rule", d.Rule)
+	show("request", d.Method+" "+d.Host+d.Path)
+	if d.Route != "" {
+		show("route", d.Workspace+"/"+d.Route)
+	}
+	show("revision", versionText(d.Version))
+	show("node", d.Node)
+	show("caller", d.Subject)
+	show("client", d.Client)
+	show("issuer", d.Issuer)
+	show("authenticated by", d.AuthMethod)
+	show("peer", d.Peer)
+	show("upstream", d.Upstream)
+	show("trace", d.TraceId)
+	show("time", d.Time.AsTime().Local().Format(time.RFC3339Nano))
+	show("took", d.Duration.AsDuration().String())
+	return nil
+}
