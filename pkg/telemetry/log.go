@@ -64,7 +64,8 @@ func secretName(key string) bool {
 }
 
 // redactor rewrites whole records on their way out: no way of nesting a secret in
-// a value gets round it. Every pattern keeps its groups.
+// a value gets round it. Every pattern keeps its groups. None asks for a word's
+// beginning: in JSON a line end before a secret is \n, which ends in a letter.
 type redactor struct {
 	to       io.Writer
 	patterns []pattern
@@ -79,14 +80,15 @@ type pattern struct {
 func newRedactor(to io.Writer) *redactor {
 	r := &redactor{to: to}
 	for _, p := range [...][2]string{
-		{"pc", `()\bpc[a-z]?_[A-Za-z0-9_-]{16,}`},                            // our keys, tokens and credentials
-		{"eyJ", `()\beyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*`}, // JWS and JWE
-		{"earer ", `(\b[Bb]earer )[A-Za-z0-9._~+/=-]+`},                      // RFC 6750
-		{"asic ", `(\b[Bb]asic )[A-Za-z0-9._~+/=-]{4,}`},                     // RFC 7617
-		{"PRIVATE KEY-----", `(-----BEGIN [A-Z ]*PRIVATE KEY-----)[^-"]*`},   // RFC 7468
-		{"://", `(://[^\s/:@"\\]*:)[^\s/@"\\]+(@)`},                          // a password in a URL
-		{"_token=", `((?:access|refresh|id)_token=)[^\s&"\\]+`},              // RFC 6750, 2.3
-		{"secret=", `(client_secret=)[^\s&"\\]+`},                            // RFC 6749, 2.3.1
+		{"pc", `()pc[a-z]?_[A-Za-z0-9]{16,}`},                                                      // our keys, tokens and credentials
+		{"pcr_", `()pcr_[A-Za-z0-9_-]{16,}`},                                                       // our rejoin proofs
+		{"eyJ", `()eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]*\.[A-Za-z0-9_.-]*`},                         // JWS and JWE
+		{"earer ", `([Bb]earer )[A-Za-z0-9._~+/=-]+`},                                              // RFC 6750
+		{"asic ", `([Bb]asic )[A-Za-z0-9._~+/=-]{4,}`},                                             // RFC 7617
+		{"PRIVATE KEY-----", `(-----BEGIN [A-Z ]*PRIVATE KEY-----)(?:[^-"\\]|\\+[nrt]|-[^-"\\])*`}, // RFC 7468
+		{"://", `(://[^\s/:@"\\]*:)[^\s/@"\\]+(@)`},                                                // a password in a URL
+		{"_token=", `((?:access|refresh|id)_token=)[^\s&"\\]+`},                                    // RFC 6750, 2.3
+		{"secret=", `(client_secret=)[^\s&"\\]+`},                                                  // RFC 6749, 2.3.1
 	} {
 		r.patterns = append(r.patterns, pattern{[]byte(p[0]), regexp.MustCompile(p[1])})
 	}

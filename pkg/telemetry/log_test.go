@@ -42,6 +42,7 @@ func TestLogRedacts(t *testing.T) {
 			n := nested{Any: []any{s, map[string]string{"x": s}}}
 			n.Inner.Header = http.Header{"Authorization": {s}}
 			log.Info("got "+s, "plain", s, "error", fmt.Errorf("parse: %w", errors.New(s)), "deep", n, "bytes", json.RawMessage(`"`+strings.ReplaceAll(s, "\n", `\n`)+`"`))
+			log.Info("after a line end\n"+s, "tab", "\t"+s, "broken", "\xff"+s)
 			log.With("bound", s).WithGroup("g").Debug("x", slog.Group("h", "y", s))
 			if strings.Contains(out.String(), leak) {
 				t.Errorf("%s: %q leaks %q:\n%s", format, s, leak, out.String())
@@ -62,7 +63,7 @@ func TestLogRedacts(t *testing.T) {
 			t.Errorf("%s: %s", format, s)
 		}
 		out.Reset()
-		log.Info("route changed", "key", "Route shop/orders", "hint", "pc_abcd…", "url", "https://api.example:443/a@b", "issuer", "https://id.example/", "pcs", "pcie_bus", "token_count", 3)
+		log.Info("route changed", "key", "Route shop/orders", "hint", "pc_abcd…", "url", "https://api.example:443/a@b", "issuer", "https://id.example/", "pcs", "pcie_bus", "token_count", 3, "metric", "grpc_server_handled_total_by_code_and_method")
 		if strings.Contains(out.String(), redacted) {
 			t.Errorf("%s: redacts what is no secret: %s", format, out.String())
 		}
