@@ -43,10 +43,13 @@ type transfer struct {
 type chunker struct {
 	limit         int
 	version, from *controlv1.Version
-	out           transfer
-	current       *controlv1.Update
-	size          int
-	err           error
+	// lane makes every chunk an update of the deny lane that stands alone: it claims
+	// nothing until the last, which moves the lane to version.
+	lane    bool
+	out     transfer
+	current *controlv1.Update
+	size    int
+	err     error
 }
 
 func newChunker(version, from config.Version, limit int) *chunker {
@@ -60,6 +63,10 @@ func newChunker(version, from config.Version, limit int) *chunker {
 
 func (c *chunker) open() {
 	c.size = 64
+	if c.lane {
+		c.current = &controlv1.Update{Version: c.from, From: c.from, Last: true}
+		return
+	}
 	c.current = &controlv1.Update{Version: c.version, From: c.from, Chunk: uint32(len(c.out.frames))}
 }
 
@@ -133,11 +140,22 @@ func packed(credentials []credential.Credential, deletes [][32]byte, limit int) 
 	}
 }
 
-// finish closes the update. Without a signature it moves only the deny lane.
+// newLaneChunker cuts what moves only the deny lane: updates without digest and
+// signature, which leave config and credentials as they are.
+func newLaneChunker(version, from config.Version, limit int) *chunker {
+	c := newChunker(version, from, limit)
+	c.lane = true
+	c.open()
+	return c
+}
+
+// finish closes the update with what stands on its last chunk.
 func (c *chunker) finish(head Head, signature []byte) (*transfer, error) {
 	c.current.Last = true
 	c.current.RevocationsRevision = head.Revocations
-	if signature != nil {
+	if c.lane {
+		c.current.Version = c.version
+	} else {
 		c.current.Digest = head.Digest[:]
 		c.current.Signature = signature
 	}

@@ -46,8 +46,7 @@ func (h *Hub) delta(step Step) (*transfer, error) {
 	})
 }
 
-// denial returns the encoded deny lane from..to: an update that has no
-// signature and moves no version.
+// denial returns the encoded deny lane from..to.
 func (h *Hub) denial(step Step) (*transfer, error) {
 	return h.encoded(h.denials, step, func() (*transfer, error) {
 		h.mu.RLock()
@@ -58,7 +57,7 @@ func (h *Hub) denial(step Step) (*transfer, error) {
 		}
 		entries := h.ring.revocationsSince(step.From)
 		h.mu.RUnlock()
-		c := newChunker(step.To, step.From, h.cfg.ChunkBytes)
+		c := newLaneChunker(step.To, step.From, h.cfg.ChunkBytes)
 		c.revocations(slices.Values(entries))
 		return c.finish(head, nil)
 	})

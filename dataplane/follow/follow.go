@@ -1,0 +1,217 @@
+// Package follow is a node's side of the stream between the planes: it follows
+// one control plane out of several, takes updates in at the door, hands what
+// passed to the Applier, reports, and keeps a last-known-good copy on disk. It
+// owns what the node holds. It must not know how a state is compiled or served,
+// nor how a connection is secured.
+package follow
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/credential"
+	"portcullis.dev/portcullis/pkg/identity"
+	"portcullis.dev/portcullis/pkg/revocation"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+// Features are the protocol features that this release understands.
+var features = []string{"deny-lane", "chunked-delta"}
+
+// Config of a Follower. What has no stated zero value is required.
+type Config struct {
+	// Addresses of the control planes; each attempt goes to the next one, in an
+	// order drawn at random.
+	Addresses []string
+	// Dial makes a connection; it must not block.
+	Dial func(address string) (*grpc.ClientConn, error)
+	// Release, Boot and Address are what the node says of itself.
+	Release string
+	Boot    uint64
+	Address string
+
+	Applier Applier
+	// Credentials, Revocations and Freshness are kept by the follower; the bus may
+	// add to the latter two as well.
+	Credentials *credential.Set
+	Revocations *revocation.Set
+	Freshness   *revocation.Freshness
+	// Decisions returns this node's decision on a request; nil: none is kept. It
+	// must not block.
+	Decisions func(requestID string) (*controlv1.DecisionRecord, bool)
+	// Welcome hears what the control plane says first, and again when keys rotate;
+	// may be nil. It must not block.
+	Welcome func(*controlv1.Welcome)
+	// SigningKeys (PKIX DER) may sign versions, besides those of the last Welcome.
+	SigningKeys [][]byte
+	// Store keeps the last-known-good copy; nil: none is kept.
+	Store *Store
+	// SaveEvery is the least time between two copies; 0 means 1 s. A copy that is
+	// slow to write is also written at most a twentieth of the time.
+	SaveEvery time.Duration
+
+	// Silence ends a stream on which nothing came for so long, or on which the
+	// control plane stayed behind this node for so long; 0 means 3 s.
+	Silence time.Duration
+	// MinBackoff and MaxBackoff bound the pause after a failed attempt, drawn
+	// uniformly from 0 to a bound that doubles each time; 0 means 50 ms and 5 s.
+	MinBackoff, MaxBackoff time.Duration
+	// MaxUpdate bounds an update in bytes; 0 means 1 GiB.
+	MaxUpdate int
+	// Logger; nil discards.
+	Logger *slog.Logger
+}
+
+func (c Config) withDefaults() Config {
+	def(&c.SaveEvery, time.Second)
+	def(&c.Silence, 3*time.Second)
+	def(&c.MinBackoff, 50*time.Millisecond)
+	def(&c.MaxBackoff, 5*time.Second)
+	def(&c.MaxUpdate, 1<<30)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func def[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// Status is how a follower is.
+type Status struct {
+	// Version that the node runs; zero for none.
+	Version config.Version
+	// Connected says that a control plane is being followed, Address which.
+	Connected bool
+	Address   string
+}
+
+// Follower keeps a node at the newest version. Its methods are safe for
+// concurrent use.
+type Follower struct {
+	cfg   Config
+	dirty chan struct{} // cap 1: there is something to save
+	// committing keeps the credentials at one version while they are copied to
+	// disk. It is taken before mu, and never by what reads the stream.
+	committing sync.Mutex
+
+	// mu guards what the node holds together with what it says of it, so that
+	// reports leave in the order of what they tell. The door's admit runs without
+	// it, in the one goroutine that applies.
+	mu      sync.Mutex
+	door    door
+	welcome *controlv1.Welcome
+	outbox  outbox
+	status  Status
+}
+
+// New makes a follower and starts what is on disk: with every other part of the
+// cluster down the node serves what it last ran. It never fails for what the
+// disk holds; an error is one of the Config.
+func New(ctx context.Context, cfg Config) (*Follower, error) {
+	cfg = cfg.withDefaults()
+	if len(cfg.Addresses) == 0 || cfg.Dial == nil || cfg.Applier == nil ||
+		cfg.Credentials == nil || cfg.Revocations == nil || cfg.Freshness == nil {
+		return nil, errors.New("follow: Addresses, Dial, Applier, Credentials, Revocations and Freshness are required")
+	}
+	f := &Follower{cfg: cfg, dirty: make(chan struct{}, 1)}
+	f.outbox.woken = make(chan struct{}, 1)
+	f.door = door{applier: cfg.Applier, credentials: cfg.Credentials}
+	if len(cfg.SigningKeys) > 0 {
+		keys, err := identity.ParseVerifyKeys(cfg.SigningKeys)
+		if err != nil {
+			return nil, fmt.Errorf("follow: %w", err)
+		}
+		f.door.keys = keys
+	}
+	if cfg.Store != nil {
+		f.restore(ctx)
+	}
+	return f, nil
+}
+
+// Status returns how the follower is.
+func (f *Follower) Status() Status {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s := f.status
+	s.Version = f.door.held.version
+	return s
+}
+
+// Run follows the control planes until ctx ends; then it saves what has not been
+// saved and returns nil.
+func (f *Follower) Run(ctx context.Context) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	if f.cfg.Store != nil {
+		running.Go(func() { f.save(ctx) })
+	}
+	order := rand.Perm(len(f.cfg.Addresses))
+	failures := 0
+	for i := 0; ctx.Err() == nil; i++ {
+		address := f.cfg.Addresses[order[i%len(order)]]
+		heard, err := f.session(ctx, address)
+		if ctx.Err() != nil {
+			break
+		}
+		f.cfg.Logger.Warn("stream from the control plane ended", "address", address, "err", err)
+		if heard {
+			// It worked until now: the first attempt elsewhere need not wait long.
+			failures = 0
+		}
+		pause := time.NewTimer(backoff(f.cfg.MinBackoff, f.cfg.MaxBackoff, failures))
+		failures++
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+		}
+	}
+	return nil
+}
+
+// backoff draws a pause with full jitter, so that a thousand nodes that lost one
+// control plane do not come to the next at once.
+func backoff(least, most time.Duration, failures int) time.Duration {
+	bound := most
+	if failures < 30 && least<<failures < most {
+		bound = least << failures
+	}
+	return rand.N(bound + 1)
+}
+
+// KeyMissing asks the control plane to fetch an issuer's keys anew. It never
+// blocks; asking again before the question has left adds nothing.
+func (f *Follower) KeyMissing(workspace, issuer string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.outbox.keyMissing(workspace, issuer)
+}
+
+// Missed asks the control plane for the revocations after the last that the node
+// is certain to hold. The stream carries every one anyway; this is for whoever
+// sees a gap on the bus and does not want to rely on what is under way.
+func (f *Follower) Missed() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	held := f.door.held.version
+	if !f.status.Connected || held.IsZero() {
+		return
+	}
+	f.outbox.report(&controlv1.Report{
+		Running: held.Proto(), Digest: f.door.digest(),
+		Revocations: config.Version{Epoch: held.Epoch, Revision: max(1, f.cfg.Freshness.Held())}.Proto(),
+	})
+}
