@@ -27,6 +27,9 @@ type bucket struct {
 	admit     float64 // ∫f dt, seconds
 
 	total int64 // spent by this node in this count
+
+	dice uint64  // state of the generator of race
+	race float64 // how far above its cost a request must find the level, if exact
 }
 
 // setRate brings the limit. What is missing from the bucket stays missing when a
@@ -38,9 +41,32 @@ func (b *bucket) setRate(rate, burst float64) {
 	if rate*b.tau < 4 {
 		b.tau = math.Min(4/math.Max(rate, 1e-9), 10)
 	}
-	b.aim = math.Min(burst/4, rate*b.tau/4)
+	b.aim = math.Min(burst/10, rate*b.tau/10)
 	b.level = burst - missing
 	b.clamp()
+}
+
+// exact reports whether the limit is so slow that each admission is told before
+// the next is due. Then silence means that nobody spent: a prediction would take
+// whole tokens for fractions, and keep everybody from spending them.
+func (b *bucket) exact() bool { return b.rate < 150 }
+
+// draw starts the race of the nodes for the next unit of an exact bucket. All of
+// them see it come at the same time; each waits until the level has passed it by a
+// random part of a unit. So one of them is first, mostly alone, whatever small
+// differences their levels have, and the others hear of it before their turn.
+func (b *bucket) draw() {
+	if !b.exact() || b.others <= 0 {
+		b.race = 0
+		return
+	}
+	// SplitMix64.
+	b.dice += 0x9e3779b97f4a7c15
+	z := b.dice
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	u := (float64((z^z>>31)>>11) + 0.5) / (1 << 53)
+	b.race = math.Min(1, -0.5*math.Log(u))
 }
 
 // high is the level above which nobody paces.
@@ -79,7 +105,10 @@ func (b *bucket) advance(now time.Duration, share float64) {
 	dt := (now - b.at).Seconds()
 	b.at = now
 	r := b.rate * share
-	if b.others <= 0 {
+	if b.exact() {
+		b.level = math.Min(b.burst, b.level+r*dt)
+		b.allowance = 1
+	} else if b.others <= 0 {
 		b.level = math.Min(b.burst, b.level+r*dt)
 		b.admit += dt * math.Min(1, b.pace(r))
 		b.allowance = 1
@@ -129,6 +158,9 @@ func (b *bucket) grants(cost float64) bool {
 	if b.level < cost-1e-9 {
 		return false
 	}
+	if b.exact() && b.others > 0 {
+		return b.level >= math.Min(b.burst, cost+b.race)
+	}
 	return b.others <= 0 || b.level >= b.high() || b.allowance > 0
 }
 
@@ -136,7 +168,8 @@ func (b *bucket) ask(cost float64) { b.demand += cost / memory.Seconds() }
 
 func (b *bucket) spend(cost int64) {
 	b.level -= float64(cost)
-	b.allowance -= float64(cost)
+	// What is spent while nobody paces must not be paid for by pacing later.
+	b.allowance = math.Max(b.allowance-float64(cost), -float64(cost))
 	b.total += cost
 }
 

@@ -52,6 +52,7 @@ type Limiter struct {
 
 	mu       sync.Mutex
 	peers    []peer
+	names    map[string]int32 // of peers
 	audience uint32
 
 	urgent  atomic.Bool
@@ -92,9 +93,10 @@ func New(c Config) *Limiter {
 	if c.Start.IsZero() {
 		c.Start = time.Now()
 	}
-	l := &Limiter{config: c, wake: make(chan struct{}, 1), ticked: -tick, flushed: -announce}
+	l := &Limiter{config: c, wake: make(chan struct{}, 1), names: make(map[string]int32), ticked: -tick, flushed: -announce}
+	seed := rendezvous(c.Node, Key{}) // nodes must not draw alike
 	for i := range l.shards {
-		l.shards[i].init((c.MaxKeys + shards - 1) / shards)
+		l.shards[i].init((c.MaxKeys+shards-1)/shards, seed)
 	}
 	l.mu.Lock()
 	l.remember()

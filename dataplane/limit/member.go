@@ -2,6 +2,7 @@ package limit
 
 import (
 	"math"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -56,48 +57,47 @@ func (m *membership) theta(e *entry) float64 {
 // arrive finds or makes the peer of a message, and says whether the message
 // counts. The caller holds l.mu.
 func (l *Limiter) arrive(sender string, boot uint64, now time.Duration) (int32, bool) {
-	free := -1
-	for i := range l.peers {
-		p := &l.peers[i]
-		if p.name == "" && free < 0 {
-			free = i
-		}
-		if p.name != sender {
-			continue
-		}
-		if p.boot != boot {
-			for _, b := range p.past {
-				if b == boot {
-					return 0, false
-				}
-			}
-			copy(p.past[1:], p.past[:3])
-			p.past[0], p.boot = p.boot, boot
-			p.life++
-			p.seen = false
-		}
-		p.heard.Store(int64(now))
-		if !p.seen {
-			p.seen = true
-			p.epoch++
-			l.audience++
-			l.remember()
-		}
-		return int32(i), true
+	i, ok := l.names[sender]
+	if !ok {
+		return l.welcome(sender, boot, now)
 	}
-	if free < 0 {
+	p := &l.peers[i]
+	if p.boot != boot {
+		if slices.Contains(p.past[:], boot) {
+			return 0, false
+		}
+		copy(p.past[1:], p.past[:])
+		p.past[0], p.boot = p.boot, boot
+		p.life++
+		p.seen = false
+	}
+	p.heard.Store(int64(now))
+	if !p.seen {
+		p.seen = true
+		p.epoch++
+		l.audience++
+		l.remember()
+	}
+	return i, true
+}
+
+// welcome makes the peer of a sender that nobody knew.
+func (l *Limiter) welcome(sender string, boot uint64, now time.Duration) (int32, bool) {
+	i := slices.IndexFunc(l.peers, func(p peer) bool { return p.name == "" })
+	if i < 0 {
 		if len(l.peers) >= maxPeers {
 			return 0, false
 		}
+		i = len(l.peers)
 		l.peers = append(l.peers, peer{})
-		free = len(l.peers) - 1
 	}
-	p := &l.peers[free]
+	p := &l.peers[i]
 	*p = peer{name: sender, boot: boot, life: p.life + 1, heard: new(atomic.Int64), seen: true}
 	p.heard.Store(int64(now))
+	l.names[sender] = int32(i)
 	l.audience++
 	l.remember()
-	return int32(free), true
+	return int32(i), true
 }
 
 // lose marks the peers that fell silent, and forgets those silent for so long
@@ -114,8 +114,8 @@ func (l *Limiter) lose(now time.Duration) {
 			p.seen, changed = false, true
 		}
 		if quiet >= l.config.ForgetAfter {
-			p.name, changed = "", true
-			p.life++
+			l.part(p)
+			changed = true
 		}
 	}
 	if changed {
@@ -147,13 +147,17 @@ func (l *Limiter) remember() {
 func (l *Limiter) Forget(node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for i := range l.peers {
-		if p := &l.peers[i]; node != "" && p.name == node {
-			p.name = ""
-			p.life++
-			l.remember()
-		}
+	if i, ok := l.names[node]; ok {
+		l.part(&l.peers[i])
+		l.remember()
 	}
+}
+
+// part frees a peer's slot. The caller holds l.mu.
+func (l *Limiter) part(p *peer) {
+	delete(l.names, p.name)
+	p.name = ""
+	p.life++
 }
 
 func open(p configv1.OnPartition) bool { return p == configv1.OnPartition_ON_PARTITION_OPEN }

@@ -2,6 +2,7 @@ package limit
 
 import (
 	"math"
+	"slices"
 	"time"
 )
 
@@ -29,7 +30,7 @@ type remote struct {
 type entry struct {
 	key Key
 	bucket
-	remotes []remote
+	remotes []remote // by peer
 
 	born    time.Duration // when this count began
 	used    time.Duration // last local request
@@ -100,12 +101,9 @@ func (e *entry) recount(m *membership, now time.Duration) {
 func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 	e.refresh(m, now)
 	p := &m.peers[peer]
-	i := 0
-	for i < len(e.remotes) && e.remotes[i].peer != peer {
-		i++
-	}
-	if i == len(e.remotes) {
-		e.remotes = append(e.remotes, remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep})
+	i, found := slices.BinarySearchFunc(e.remotes, peer, func(r remote, p int32) int { return int(r.peer - p) })
+	if !found {
+		e.remotes = slices.Insert(e.remotes, i, remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep})
 		e.others += rep.demand
 		if e.local {
 			e.adopt(rep)
@@ -124,7 +122,10 @@ func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 		predicted := r.demand * (e.admit - r.admit)
 		e.level -= float64(rep.total-r.total) - predicted
 		e.clamp()
-		e.agree(m, rep)
+		e.agree(m, r, rep, now)
+		if rep.total > r.total {
+			e.draw()
+		}
 	}
 	e.others = math.Max(0, e.others+rep.demand-r.demand)
 	*r = remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep}
@@ -146,9 +147,17 @@ func (e *entry) adopt(rep report) {
 // agree draws the level a little toward a peer's. Estimates differ after
 // clamping and lost time, and a node that stands lower than the rest would
 // otherwise keep too small a share for as long as the load lasts.
-func (e *entry) agree(m *membership, rep report) {
-	theirs := e.burst - rep.missing
-	e.level += (theirs - e.level) / float64(8*m.known)
+func (e *entry) agree(m *membership, r *remote, rep report, now time.Duration) {
+	gain := 8
+	if e.exact() {
+		// There, two that just spent differ by what is on its way.
+		if rep.total != r.total || e.total != e.sent || now-e.sentAt < tick {
+			return
+		}
+		gain = 2
+	}
+	theirs := e.burst - rep.missing - e.unsent()
+	e.level += (theirs - e.level) / float64(gain*m.known)
 	e.clamp()
 }
 

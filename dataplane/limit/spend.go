@@ -140,6 +140,7 @@ func (l *Limiter) settle(s *shard, e *entry, i int32, m *membership, cost int64,
 	e.used = max(e.used, t)
 	if granted {
 		e.spend(cost)
+		e.draw()
 	}
 	if l.config.Publish == nil {
 		return

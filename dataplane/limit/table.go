@@ -26,12 +26,14 @@ type shard struct {
 	urgent  int32 // list of those of which peers must hear before the next tick
 	hand    int32 // where the sweep stands
 	limit   int   // keys
+	seed    uint64
 	evicted uint64
 	spilled uint64
 	_       [64]byte // keeps neighbours' locks off one cache line
 }
 
-func (s *shard) init(limit int) {
+func (s *shard) init(limit int, seed uint64) {
+	s.seed = seed
 	s.index = make(map[Key]int32)
 	s.free, s.dirty, s.urgent, s.limit = -1, -1, -1, limit
 }
@@ -74,6 +76,7 @@ func (s *shard) add(k Key, m *membership, now time.Duration, spare bool) (*entry
 	remotes := e.remotes[:0] // reused with the entry
 	*e = entry{key: k, remotes: remotes, next: -1, later: -1, live: true, used: now, members: m}
 	e.at = now
+	e.dice = s.seed ^ binary.LittleEndian.Uint64(k[:])
 	s.index[k] = i
 	return e, i
 }

@@ -110,6 +110,7 @@ func (e *events) Pop() any {
 }
 
 type node struct {
+	name              string
 	limiter           *limit.Limiter
 	life              uint64 // boot number; ticks of an earlier life are void
 	down              bool
@@ -202,10 +203,11 @@ func (r *run) plan(e event) {
 // start gives node i a new limiter, as a process that starts.
 func (r *run) start(i int) {
 	n := &r.nodes[i]
+	n.name = fmt.Sprintf("node-%d", i)
 	n.life++
 	n.down = false
 	n.limiter = limit.New(limit.Config{
-		Node: fmt.Sprintf("node-%d", i), Boot: n.life, Start: epoch.Add(r.now), MaxKeys: 1024,
+		Node: n.name, Boot: n.life, Start: epoch.Add(r.now), MaxKeys: 1024,
 		Publish: func(m *busv1.Spent) error { r.publish(i, m); return nil },
 	})
 	// Nodes do not tick in step.
@@ -274,7 +276,7 @@ func (r *run) handle(e event, m *meter) {
 		}
 	case delivery:
 		if !n.down {
-			n.limiter.Receive(fmt.Sprintf("node-%d", e.from), e.life, e.msg, epoch.Add(r.now))
+			n.limiter.Receive(r.nodes[e.from].name, e.life, e.msg, epoch.Add(r.now))
 		}
 	case crash:
 		n.down = true
