@@ -55,6 +55,30 @@ func (d Document) Locate(p *Problem) {
 	p.Line, p.Column = at.Line+d.line, at.Column
 }
 
+// Locate sets the place of every Problem in err that is about one of the
+// documents, and returns them sorted by place. An err that is no Problems is
+// returned as it is.
+func Locate(documents []Document, err error) error {
+	var problems Problems
+	if !errors.As(err, &problems) {
+		return err
+	}
+	// A resource that is declared twice is a mistake of its last document.
+	at := make(map[Key]Document, len(documents))
+	for _, d := range documents {
+		at[KeyOf(d.Resource)] = d
+	}
+	located := make(Problems, len(problems))
+	for i, p := range problems {
+		c := *p
+		if d, ok := at[c.Key]; ok {
+			d.Locate(&c)
+		}
+		located[i] = &c
+	}
+	return located.sorted()
+}
+
 // splitPath splits spec.policies[1].set[X-Y] into spec, policies, 1, set, X-Y.
 func splitPath(path string) []string {
 	var steps []string
@@ -205,7 +229,7 @@ func (d *Document) decode() Problems {
 	if err != nil {
 		var le *yaml.LoadError
 		if errors.As(err, &le) {
-			return at(le.Mark.Line, le.Mark.Column, "not YAML: "+le.Message)
+			return at(le.Mark.Line, le.Mark.Column, strings.TrimSpace("not YAML: "+le.Message+" "+le.ContextMsg))
 		}
 		return at(1, 1, "not YAML: "+err.Error())
 	}

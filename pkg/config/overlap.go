@@ -127,7 +127,7 @@ type rival struct {
 
 func (c Checked) bucket(name string) func(yield func(rival) bool) {
 	return func(yield func(rival) bool) {
-		for p, e := range c.patterns.from(pattern{bucket: name, route: holder{&Key{}}}) {
+		for p, e := range c.patterns.from(pattern{bucket: name, route: holder{&Key{Kind: KindRoute}}}) {
 			if p.bucket != name || !yield(rival{e, p.i / len(hosts(e.resource.GetRoute()))}) {
 				return
 			}

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -162,7 +163,8 @@ func badPath(s string) string {
 			}
 			i += 2
 		case c != '/' && !isAlnum(c) && strings.IndexByte("-._~!$&'()*+,;=:@", c) < 0:
-			return fmt.Sprintf("is %q: expected %q to be escaped or left out", shorten(s), c)
+			r, _ := utf8.DecodeRuneInString(s[i:])
+			return fmt.Sprintf("is %q: expected %q to be escaped or left out", shorten(s), r)
 		}
 	}
 	for i, segment := range strings.Split(s[1:], "/") {
