@@ -94,6 +94,16 @@ const (
 // Open connects to etcd, or starts the embedded one, and waits until it answers
 // or ctx ends. ctx bounds only the opening.
 func Open(ctx context.Context, cfg Config) (*Etcd, error) {
+	s, err := prepare(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	s.done.Go(func() { s.maintain(s.ctx) })
+	return s, nil
+}
+
+// prepare is Open without what runs in the background.
+func prepare(ctx context.Context, cfg Config) (*Etcd, error) {
 	if cfg.Sealer == nil {
 		return nil, fmt.Errorf("%w: a store needs a Sealer", ErrInvalid)
 	}
@@ -127,7 +137,6 @@ func Open(ctx context.Context, cfg Config) (*Etcd, error) {
 	if err := s.identify(ctx, cfg.Restored); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.done.Go(func() { s.maintain(s.ctx) })
 	return s, nil
 }
 
