@@ -116,6 +116,10 @@ func (ca *CA) Rotate(now time.Time, overlap time.Duration) (*CA, error) {
 			out = append(out, old)
 		}
 	}
+	// A join token carries the pins of all.
+	if len(out) > maxPins {
+		return nil, fmt.Errorf("%d authorities would be trusted at once, more than %d: rotate less often", len(out), maxPins)
+	}
 	return &CA{out}, nil
 }
 

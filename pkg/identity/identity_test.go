@@ -194,6 +194,23 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+func TestRotationIsBounded(t *testing.T) {
+	now := time.Now()
+	ca, rotations := newCA(t, now), 0
+	var err error
+	for next := ca; err == nil; rotations++ {
+		ca = next
+		now = now.Add(25 * time.Hour)
+		next, err = ca.Rotate(now, 0)
+	}
+	if len(ca.Authorities()) != maxPins {
+		t.Errorf("%d authorities after %d rotations: %v", len(ca.Authorities()), rotations, err)
+	}
+	if _, err := NewJoinToken(ca.Pins()); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestCABytes(t *testing.T) {
 	now := time.Now()
 	ca, err := newCA(t, now).Rotate(now, time.Hour)
