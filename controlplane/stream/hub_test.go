@@ -342,11 +342,16 @@ func TestChunked100k(t *testing.T) {
 		t.Skip("100,000 resources take a second")
 	}
 	p := newPlane(t, nil)
-	all := make([]*configv1.Resource, 100_000)
-	for i := range all {
-		all[i] = application(fmt.Sprintf("app-%06d", i), "one of many")
+	all := make(map[config.Key]*configv1.Resource, 100_000)
+	for i := range 100_000 {
+		r := application(fmt.Sprintf("app-%06d", i), "one of many")
+		all[config.Key{Name: r.Metadata.Name}] = r
 	}
-	p.start(t, 5, all...)
+	// Nobody here looks at the digest.
+	p.source.head, p.source.resources = Head{Version: at(5)}, all
+	if err := p.Reset(p.source.head); err != nil {
+		t.Fatal(err)
+	}
 	c := p.node(t, "n1", &controlv1.Hello{})
 	total, chunks := 0, 0
 	for last := false; !last; {
@@ -394,32 +399,38 @@ func TestFullStatesAreCapped(t *testing.T) {
 	for i := range 5 {
 		clients = append(clients, p.node(t, fmt.Sprint("n", i), &controlv1.Hello{}))
 	}
-	begun := func() int { // nodes that have begun to get the full state
+	begun := func() {
 		p.slots.mu.Lock()
 		defer p.slots.mu.Unlock()
 		if len(p.slots.given) > 2 {
-			t.Fatalf("%d full states at once", len(p.slots.given))
+			t.Errorf("%d full states at once", len(p.slots.given))
 		}
-		return len(p.slots.given)
 	}
 	// Those that wait still get heartbeats.
-	for _, c := range clients {
-		c.await(isHeartbeat)
+	done := make([]bool, len(clients))
+	for i, c := range clients {
+		c.await(func(m *controlv1.FollowResponse) bool {
+			done[i] = done[i] || m.GetUpdate().GetLast()
+			return isHeartbeat(m)
+		})
 	}
 	begun()
 	// Each that reads makes room for the next, in whatever order they came.
 	var running sync.WaitGroup
-	for _, c := range clients {
+	for i, c := range clients {
 		running.Go(func() {
-			for {
+			for !done[i] {
 				m, err := c.stream.Recv()
-				if err != nil || m.GetUpdate().GetLast() {
+				if err != nil {
+					t.Error(err)
 					return
 				}
+				done[i] = m.GetUpdate().GetLast()
 			}
 		})
 	}
 	running.Wait()
+	begun()
 	p.source.mu.Lock()
 	defer p.source.mu.Unlock()
 	if p.source.fulls != 1 {
@@ -603,4 +614,3 @@ func TestGoneNodeIsListedThenForgotten(t *testing.T) {
 		}
 	}
 }
-

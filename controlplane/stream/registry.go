@@ -3,6 +3,7 @@ package stream
 import (
 	"cmp"
 	"context"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
@@ -155,23 +156,38 @@ func (r *registry) local() ([]*controlv1.NodeStatus, <-chan struct{}) {
 func (r *registry) all() ([]*controlv1.NodeStatus, <-chan struct{}) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	best := make(map[string]*controlv1.NodeStatus, len(r.own))
-	add := func(s *controlv1.NodeStatus) {
-		if old := best[s.GetName()]; old == nil || newer(s, old) {
-			best[s.GetName()] = s
-		}
-	}
-	for _, e := range r.own {
-		add(e.status)
-	}
-	for _, replica := range slices.Sorted(maps.Keys(r.peers)) {
-		for _, s := range r.peers[replica] {
-			add(s)
-		}
-	}
-	all := slices.Collect(maps.Values(best))
+	all := slices.Collect(r.each())
 	sortNodes(all)
 	return all, r.changed
+}
+
+// each yields every node once, in no order; r.mu is held.
+func (r *registry) each() iter.Seq[*controlv1.NodeStatus] {
+	return func(yield func(*controlv1.NodeStatus) bool) {
+		if len(r.peers) == 0 {
+			for _, e := range r.own {
+				if !yield(e.status) {
+					return
+				}
+			}
+			return
+		}
+		best := make(map[string]*controlv1.NodeStatus, len(r.own))
+		add := func(s *controlv1.NodeStatus) {
+			if old := best[s.GetName()]; old == nil || newer(s, old) {
+				best[s.GetName()] = s
+			}
+		}
+		for _, e := range r.own {
+			add(e.status)
+		}
+		for _, replica := range slices.Sorted(maps.Keys(r.peers)) {
+			for _, s := range r.peers[replica] {
+				add(s)
+			}
+		}
+		maps.Values(best)(yield)
+	}
 }
 
 func sortNodes(all []*controlv1.NodeStatus) {
@@ -200,23 +216,26 @@ func (h *Hub) Nodes() []*controlv1.NodeStatus {
 // changes. Take it before reading Nodes or Convergence, so that no change is
 // missed.
 func (h *Hub) Changed() <-chan struct{} {
-	_, changed := h.registry.all()
-	return changed
+	h.registry.mu.Lock()
+	defer h.registry.mu.Unlock()
+	return h.registry.changed
 }
 
 // Convergence says how many of the connected nodes run at least v, how many
 // there are, and which do not.
 func (h *Hub) Convergence(v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
-	all, _ := h.registry.all()
-	programmed, behind, _ = converged(all, v)
+	programmed, behind, _, _ = h.registry.converged(v)
 	return programmed, programmed + len(behind), behind
 }
 
-// converged also says whether every node behind has rejected v or newer, so
-// that there is nothing to wait for.
-func converged(all []*controlv1.NodeStatus, v config.Version) (programmed int, behind []*controlv1.NodeStatus, settled bool) {
+// converged also says whether every node behind has rejected v or newer, so that
+// there is nothing to wait for, and returns a channel that closes with the next
+// change.
+func (r *registry) converged(v config.Version) (programmed int, behind []*controlv1.NodeStatus, settled bool, changed <-chan struct{}) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	settled = true
-	for _, s := range all {
+	for s := range r.each() {
 		if !s.GetConnected() {
 			continue
 		}
@@ -229,15 +248,15 @@ func converged(all []*controlv1.NodeStatus, v config.Version) (programmed int, b
 			settled = false
 		}
 	}
-	return programmed, behind, settled
+	sortNodes(behind)
+	return programmed, behind, settled, r.changed
 }
 
 // Await returns what Convergence does once every connected node runs at least v
 // or has rejected it, or when ctx ends.
 func (h *Hub) Await(ctx context.Context, v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
 	for {
-		all, changed := h.registry.all()
-		programmed, behind, settled := converged(all, v)
+		programmed, behind, settled, changed := h.registry.converged(v)
 		if settled {
 			return programmed, programmed + len(behind), behind
 		}
