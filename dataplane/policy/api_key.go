@@ -15,7 +15,7 @@ import (
 const defaultKeyHeader = "X-API-Key"
 
 // addAPIKey compiles an authenticator by API key.
-func (c *compiler) addAPIKey(d Declared, k *configv1.APIKey) error {
+func (c *compiler) addAPIKey(d declared, k *configv1.APIKey) error {
 	switch {
 	case c.deps.Credentials == nil:
 		return errNeeds("Credentials")
@@ -26,7 +26,7 @@ func (c *compiler) addAPIKey(d Declared, k *configv1.APIKey) error {
 	if header == "" {
 		header = defaultKeyHeader
 	}
-	l := &c.levels[d.Level]
+	l := &c.levels[d.level]
 	for _, other := range l.keys {
 		if exchange.EqualFold(other.header, header) {
 			return nil // the same alternative twice
@@ -82,7 +82,7 @@ func (k *apiKey) do(e *exchange.Exchange, key string, now time.Time, fresh *fres
 		return k.deny(TokenRevoked, "the API key has been revoked")
 	}
 	e.Identity = exchange.Identity{
-		Method: methodAPIKey, Subject: c.Application, Client: c.Application,
+		Method: methodAPIKey, Subject: c.Application, Client: c.Application, Credential: c.ID,
 		Scopes: narrowed(app.GetScopes(), c.Scopes), Roles: app.GetRoles(), Groups: app.GetGroups(),
 	}
 	if c.Expires != 0 {

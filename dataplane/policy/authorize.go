@@ -12,7 +12,7 @@ import (
 )
 
 // addAuthorize compiles rules about what an authenticated caller may do.
-func (c *compiler) addAuthorize(d Declared, a *configv1.Authorize) error {
+func (c *compiler) addAuthorize(d declared, a *configv1.Authorize) error {
 	rules := make(rules, 0, len(a.GetRules()))
 	for i, r := range a.GetRules() {
 		compiled, err := c.ruleOf(d.Origin, "rules["+strconv.Itoa(i)+"]", r)

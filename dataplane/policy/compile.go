@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -11,41 +12,50 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// Level is where a policy was declared, from the outside in. What an outer level
+// The levels at which a policy is declared, from the outside in. What an outer one
 // declares holds whatever an inner one adds.
-type Level uint8
-
-// The levels.
 const (
-	GatewayLevel Level = iota
-	WorkspaceLevel
-	RouteLevel
+	gatewayLevel = iota
+	workspaceLevel
+	routeLevel
 	levels
 )
 
-// Declared is a policy as it holds for a route, shared ones resolved.
-type Declared struct {
-	Policy *configv1.Policy
-	Level  Level
-	// Origin says where it was declared, such as "gateway policies[0]".
-	Origin string
-	// Scope names what a limit's counts belong to: routes that share a limit have
-	// the same. It is the same on every node.
-	Scope string
-	// Workspace is where its names are resolved.
-	Workspace string
+// declared is a policy with what follows from its place.
+type declared struct {
+	config.EffectivePolicy
+	level int
+	// scope names what a limit's counts belong to: a shared Policy, a baseline, or
+	// the route itself. Routes with the same scope share the counts.
+	scope string
 }
 
-// CompileRoute compiles what holds for a route. It does no I/O. What
-// config.Check accepts compiles; an error names the policy.
-func CompileRoute(route config.Key, spec *configv1.Route, declared []Declared, deps Deps) (*Pipeline, error) {
+// declare reads a policy's place off its Origin.
+func declare(route config.Key, p config.EffectivePolicy) declared {
+	d := declared{EffectivePolicy: p, level: routeLevel, scope: route.String() + " " + p.Origin}
+	switch {
+	case strings.HasPrefix(p.Origin, "gateway "):
+		d.level, d.scope = gatewayLevel, p.Origin
+	case strings.HasPrefix(p.Origin, "workspace "):
+		d.level, d.scope = workspaceLevel, p.Origin
+	}
+	if i := strings.IndexByte(p.Origin, '('); i >= 0 {
+		d.scope = p.Origin[i:]
+	}
+	return d
+}
+
+// CompileRoute compiles what holds for a route; effective is what
+// config.Checked.Policies returns for it. It does no I/O. What config.Check
+// accepts compiles; an error names the policy.
+func CompileRoute(route config.Key, spec *configv1.Route, effective []config.EffectivePolicy, deps Deps) (*Pipeline, error) {
 	if deps.Now == nil {
 		deps.Now = time.Now
 	}
 	c := compiler{route: route, spec: spec, deps: deps}
-	for _, d := range declared {
-		if err := c.add(d); err != nil {
-			return nil, fmt.Errorf("%s: %w", d.Origin, err)
+	for _, p := range effective {
+		if err := c.add(declare(route, p)); err != nil {
+			return nil, fmt.Errorf("%s: %w", p.Origin, err)
 		}
 	}
 	return c.pipeline()
@@ -67,10 +77,7 @@ type compiler struct {
 }
 
 // add is the one switch over policy kinds of this package.
-func (c *compiler) add(d Declared) error {
-	if d.Level >= levels {
-		return fmt.Errorf("level %d does not exist", d.Level)
-	}
+func (c *compiler) add(d declared) error {
 	switch kind := d.Policy.GetKind().(type) {
 	case *configv1.Policy_Jwt:
 		return c.addJWT(d, kind.Jwt)

@@ -12,7 +12,7 @@ import (
 
 // addHeaders compiles changes of header fields, toward the upstream and toward
 // the client. Those toward the client hold for refusals too.
-func (c *compiler) addHeaders(d Declared, h *configv1.Headers) error {
+func (c *compiler) addHeaders(d declared, h *configv1.Headers) error {
 	request, err := changesOf(h.GetRequest())
 	if err != nil {
 		return fmt.Errorf("headers.request: %w", err)

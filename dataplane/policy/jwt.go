@@ -17,7 +17,7 @@ import (
 
 // addJWT compiles an authenticator by bearer token. Several on one level are one
 // bearer: a token's issuer says which of them it has to satisfy.
-func (c *compiler) addJWT(d Declared, j *configv1.JWT) error {
+func (c *compiler) addJWT(d declared, j *configv1.JWT) error {
 	if c.deps.Issuer == nil {
 		return errNeeds("Issuer")
 	}
@@ -32,7 +32,7 @@ func (c *compiler) addJWT(d Declared, j *configv1.JWT) error {
 		}
 		trust.issuers = append(trust.issuers, issuer)
 	}
-	l := &c.levels[d.Level]
+	l := &c.levels[d.level]
 	if l.bearer == nil {
 		l.bearer = &bearer{
 			origin: d.Origin, keyMissing: c.deps.KeyMissing, revocations: c.deps.Revocations,

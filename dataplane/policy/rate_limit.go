@@ -17,14 +17,19 @@ import (
 )
 
 // addRateLimit compiles limits of requests per key.
-func (c *compiler) addRateLimit(d Declared, l *configv1.RateLimit) error {
+func (c *compiler) addRateLimit(d declared, l *configv1.RateLimit) error {
 	if c.deps.Limiter == nil {
 		return errNeeds("Limiter")
 	}
 	if len(l.GetLimits()) == 0 {
 		return errors.New("rateLimit.limits: none")
 	}
-	r := limitRule{origin: d.Origin, scope: d.Scope}
+	for i := range c.limits.rules {
+		if c.limits.rules[i].scope == d.scope {
+			return nil // a shared one, listed twice: one request counts once
+		}
+	}
+	r := limitRule{origin: d.Origin, scope: d.scope}
 	if src := l.GetKey(); src != "" {
 		if c.deps.Expr == nil {
 			return errNeeds("Expr")
@@ -79,10 +84,10 @@ type oneLimit struct {
 	policy string
 }
 
-func limitOf(d Declared, spec *configv1.Limit, window time.Duration, onPartition configv1.OnPartition) *oneLimit {
+func limitOf(d declared, spec *configv1.Limit, window time.Duration, onPartition configv1.OnPartition) *oneLimit {
 	o := &oneLimit{name: spec.GetName(), origin: d.Origin}
 	id := fnv.New64a()
-	fmt.Fprintf(id, "%s\x00%s", d.Scope, o.name)
+	fmt.Fprintf(id, "%s\x00%s", d.scope, o.name)
 	burst := spec.GetBurst()
 	if burst == 0 {
 		burst = spec.GetRequests()
@@ -198,11 +203,14 @@ func callerOf(e *exchange.Exchange) (kind, of, value string) {
 	return "peer", "", string(b[:8])
 }
 
-// texts remembers values of the RateLimit field: most requests of a busy route
-// are told one of a few. The zero texts is empty. Safe for concurrent use.
+// texts remembers values of the RateLimit field: numbers are told to three
+// digits, so that most requests of a busy route are told one of a few and cost no
+// allocation. The zero texts is empty. Safe for concurrent use.
 type texts struct {
-	slots atomic.Pointer[[64]atomic.Pointer[text]]
+	slots atomic.Pointer[[textSlots]atomic.Pointer[text]]
 }
+
+const textSlots = 512
 
 type text struct {
 	name             string
@@ -211,12 +219,14 @@ type text struct {
 }
 
 func (t *texts) of(name string, remaining, reset int64) string {
+	remaining, reset = remaining-remaining%grain(remaining), reset+grain(reset)-1
+	reset -= reset % grain(reset)
 	slots := t.slots.Load()
 	if slots == nil {
-		t.slots.CompareAndSwap(nil, new([64]atomic.Pointer[text]))
+		t.slots.CompareAndSwap(nil, new([textSlots]atomic.Pointer[text]))
 		slots = t.slots.Load()
 	}
-	slot := &slots[uint64(remaining+31*reset+int64(len(name)))%64]
+	slot := &slots[uint64(remaining/grain(remaining)+31*reset+int64(len(name)))%textSlots]
 	if known := slot.Load(); known != nil && known.remaining == remaining && known.reset == reset && known.name == name {
 		return known.value
 	}
@@ -229,4 +239,13 @@ func (t *texts) of(name string, remaining, reset int64) string {
 	made := &text{name, remaining, reset, string(b)}
 	slot.Store(made)
 	return made.value
+}
+
+// grain is the power of ten by which n has three digits; 1 below 1000.
+func grain(n int64) int64 {
+	g := int64(1)
+	for n >= 1000*g {
+		g *= 10
+	}
+	return g
 }
