@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,10 @@ type natsConn struct {
 	log     *slog.Logger
 	change  chan struct{}
 	ended   chan struct{} // closed when the client has closed
+
+	// Owned by the client's callbacks, which run one at a time: what was last said
+	// about being unable to connect.
+	refused string
 
 	queue     chan Raw
 	queued    atomic.Int64 // bytes
@@ -152,6 +157,12 @@ func (c NATSConfig) options() (urls string, options []nats.Option, err error) {
 		return "", nil, fmt.Errorf("%w: NATS.TLS is needed for %s", ErrMisuse, strings.Join(c.URLs, ","))
 	}
 	if c.Credentials != "" {
+		// The client reads it at each attempt, and would say nothing at the first.
+		if f, err := os.Open(c.Credentials); err != nil {
+			return "", nil, fmt.Errorf("%w: NATS.Credentials: %w", ErrMisuse, err)
+		} else if err := f.Close(); err != nil {
+			return "", nil, fmt.Errorf("%w: NATS.Credentials: %w", ErrMisuse, err)
+		}
 		options = append(options, nats.UserCredentials(c.Credentials))
 	}
 	if c.Username != "" {
@@ -177,6 +188,12 @@ func (t *natsConn) options(name string) []nats.Option {
 		nats.MaxPingsOutstanding(2),
 		nats.ConnectHandler(func(*nats.Conn) { t.changedTo("connected", nil) }),
 		nats.ReconnectHandler(func(*nats.Conn) { t.changedTo("connected again", nil) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) {
+			if err != nil && err.Error() != t.refused {
+				t.refused = err.Error()
+				t.log.Warn("bus cannot connect", "error", err)
+			}
+		}),
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { t.changedTo("disconnected", err) }),
 		nats.ClosedHandler(func(*nats.Conn) {
 			t.wake()
@@ -198,6 +215,7 @@ func backoff(attempts int) time.Duration {
 }
 
 func (t *natsConn) changedTo(state string, err error) {
+	t.refused = ""
 	if err != nil {
 		t.log.Warn("bus "+state, "error", err)
 	} else {

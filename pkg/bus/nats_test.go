@@ -314,10 +314,11 @@ func TestConnectRefuses(t *testing.T) {
 		return err
 	}
 	for name, err := range map[string]error{
-		"no URL":       open(bus.NATSConfig{}),
-		"no TLS":       open(bus.NATSConfig{URLs: []string{"nats://127.0.0.1:1"}}),
-		"other scheme": open(bus.NATSConfig{URLs: []string{"http://127.0.0.1:1"}, Plaintext: true}),
-		"no host":      open(bus.NATSConfig{URLs: []string{"nats://"}, Plaintext: true}),
+		"no URL":         open(bus.NATSConfig{}),
+		"no TLS":         open(bus.NATSConfig{URLs: []string{"nats://127.0.0.1:1"}}),
+		"other scheme":   open(bus.NATSConfig{URLs: []string{"http://127.0.0.1:1"}, Plaintext: true}),
+		"no credentials": open(bus.NATSConfig{URLs: []string{"nats://127.0.0.1:1"}, Plaintext: true, Credentials: "/nowhere.creds"}),
+		"no host":        open(bus.NATSConfig{URLs: []string{"nats://"}, Plaintext: true}),
 	} {
 		if !errors.Is(err, bus.ErrMisuse) {
 			t.Errorf("%s: %v", name, err)

@@ -114,6 +114,23 @@ func (f *Freshness) Heard(head, progress int64, now time.Time) {
 func (f *Freshness) Holds(revision int64, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.hold(revision, now)
+}
+
+// Follows notes that the node now holds the revocations of a revision, given
+// that the one before it is previous. It says false, and notes nothing, when the
+// node lacks some in between; the stream will bring them.
+func (f *Freshness) Follows(previous, revision int64, now time.Time) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if previous > f.held || previous > revision {
+		return false
+	}
+	f.hold(revision, now)
+	return true
+}
+
+func (f *Freshness) hold(revision int64, now time.Time) {
 	if revision <= f.held {
 		return
 	}

@@ -117,6 +117,27 @@ func TestFreshness(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a gap is seen", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Holds(10, time.Now())
+			for _, step := range []struct {
+				previous, revision int64
+				ok                 bool
+				held               int64
+			}{
+				{11, 12, false, 10},
+				{10, 12, true, 12},
+				{10, 12, true, 12}, // again
+				{0, 5, true, 12},
+				{20, 15, false, 12},
+				{12, 20, true, 20},
+			} {
+				if ok := f.Follows(step.previous, step.revision, time.Now()); ok != step.ok || f.Held() != step.held {
+					t.Fatalf("%+v: %v, holds %d", step, ok, f.Held())
+				}
+			}
+		})
+	})
 	t.Run("a new epoch starts anew", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
 			if !f.Enter(1) {
