@@ -128,10 +128,10 @@ func Decode(file string, data []byte) ([]Document, error) {
 		return nil, Problems{{File: file, Line: 1, Column: 1,
 			Reason: fmt.Sprintf("is %d bytes long: expected at most %d in one file", len(data), MaxStream)}}
 	}
-	if bad := invalidUTF8(data); bad >= 0 {
-		line := bytes.Count(data[:bad], []byte("\n"))
-		column := bad - bytes.LastIndexByte(data[:bad], '\n')
-		return nil, Problems{{File: file, Line: line + 1, Column: column, Reason: "is not UTF-8"}}
+	if at, why := badCharacter(data); why != "" {
+		line := bytes.Count(data[:at], []byte("\n"))
+		column := at - bytes.LastIndexByte(data[:at], '\n')
+		return nil, Problems{{File: file, Line: line + 1, Column: column, Reason: why}}
 	}
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	var documents []Document
@@ -151,18 +151,27 @@ func Decode(file string, data []byte) ([]Document, error) {
 	return documents, nil
 }
 
-func invalidUTF8(data []byte) int {
-	if utf8.Valid(data) {
-		return -1
-	}
+// badCharacter finds what makes a text mean something else than people see: what
+// only YAML takes for the end of a line, so that a comment could hold a field,
+// and what turns the direction of writing.
+func badCharacter(data []byte) (at int, why string) {
 	for i := 0; i < len(data); {
+		if c := data[i]; c < utf8.RuneSelf && c != '\r' {
+			i++
+			continue
+		}
 		r, n := utf8.DecodeRune(data[i:])
-		if r == utf8.RuneError && n == 1 {
-			return i
+		switch {
+		case r == utf8.RuneError && n == 1:
+			return i, "is not UTF-8"
+		case r == '\r' && (i+1 == len(data) || data[i+1] != '\n'), r == 0x85, r == 0x2028, r == 0x2029:
+			return i, fmt.Sprintf("has U+%04X as the end of a line: expected \\n or \\r\\n", r)
+		case r >= 0x202a && r <= 0x202e, r >= 0x2066 && r <= 0x2069:
+			return i, fmt.Sprintf("has U+%04X, which hides what the text says: expected it escaped", r)
 		}
 		i += n
 	}
-	return -1
+	return 0, ""
 }
 
 // cutDocument cuts before the next line that starts with the marker "---", which
