@@ -8,6 +8,15 @@
 // overshoot is repaid, not repeated. Nodes publish cumulative totals, so a lost
 // report heals with the next and a doubled or late one changes nothing.
 //
+// The declared error. Over any time t all nodes together admit at most B + R·t,
+// and beyond it what they cannot know of each other yet: what each has spent and
+// not told (its part of εB, or one unit), what all admit in the 2 ms between two
+// publications and the time a message takes, and what is predicted wrongly between
+// two reports, at most R times their distance. All of that is debt and repaid, so
+// it does not add up. Agreeing on one level may add 1 % of R·t. A message lost adds
+// until the next. A bucket first heard of late, and each end of a partition, may add
+// B once; so may each side of a partition, and under `open` each spends R.
+//
 // The package must not know routes, policies, HTTP or NATS: a key is 16 bytes,
 // a limit is a Rate, and the bus is two functions in Config.
 package limit
@@ -84,6 +93,7 @@ const (
 	young     = 100 * time.Millisecond // a count this young is taken to have been missed in no part
 	memory    = 300 * time.Millisecond // time constant of the demand estimate
 	epsilon   = 0.05                   // ε: the share of a bucket that may be unsent, over all nodes
+	drift     = 0.01                   // part of R that agreeing with peers may add
 	debtTime  = 2 * time.Second        // debt is capped at B + debtTime·R
 	announced = 10 * time.Second       // longest pause between two announcements of an idle key
 	reclaim   = 30 * time.Second       // after which a key known only by report is forgotten

@@ -146,7 +146,8 @@ func (e *entry) adopt(rep report) {
 
 // agree draws the level a little toward a peer's. Estimates differ after
 // clamping and lost time, and a node that stands lower than the rest would
-// otherwise keep too small a share for as long as the load lasts.
+// otherwise keep too small a share for as long as the load lasts. It never gives
+// more than a hundredth of R, whatever peers believe.
 func (e *entry) agree(m *membership, r *remote, rep report, now time.Duration) {
 	gain := 8
 	if e.exact() {
@@ -157,7 +158,8 @@ func (e *entry) agree(m *membership, r *remote, rep report, now time.Duration) {
 		gain = 2
 	}
 	theirs := e.burst - rep.missing - e.unsent()
-	e.level += (theirs - e.level) / float64(gain*m.known)
+	most := drift * e.rate * (now - r.at).Seconds() / float64(m.known)
+	e.level += math.Min((theirs-e.level)/float64(gain*m.known), most)
 	e.clamp()
 }
 

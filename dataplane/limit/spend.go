@@ -143,6 +143,7 @@ func (l *Limiter) settle(s *shard, e *entry, i int32, m *membership, cost int64,
 		e.draw()
 	}
 	if l.config.Publish == nil {
+		e.sent = e.total // there is nobody to tell
 		return
 	}
 	s.mark(e, i)

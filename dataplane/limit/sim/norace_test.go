@@ -2,4 +2,10 @@
 
 package sim
 
-const many = 100
+import "time"
+
+const (
+	many  = 100
+	span  = 5 * time.Second
+	seeds = 8
+)

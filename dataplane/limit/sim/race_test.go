@@ -2,6 +2,12 @@
 
 package sim
 
-// many nodes are fewer under the race detector, which makes a run of 100 take
-// half a minute; the race detector finds nothing in these single-threaded runs.
-const many = 20
+import "time"
+
+// Runs are small under the race detector: they have one goroutine, in which it
+// finds nothing, and it makes them ten times as slow.
+const (
+	many  = 12
+	span  = 2 * time.Second
+	seeds = 1
+)
