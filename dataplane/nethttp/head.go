@@ -1,6 +1,7 @@
 package nethttp
 
 import (
+	"bytes"
 	"fmt"
 	"net/http"
 	"strconv"
@@ -92,6 +93,25 @@ func (h *head) parse(text string) *refusal {
 		return bad("bytes after the head")
 	}
 	return h.check()
+}
+
+// headEnd returns the length of the head at the beginning of b, or -1. The first
+// known bytes hold no end. A line feed without a carriage return is refused at
+// once, before the client waits for an answer in vain.
+func headEnd(b []byte, known int) (int, *refusal) {
+	for i := known; ; i++ {
+		k := bytes.IndexByte(b[i:], '\n')
+		if k < 0 {
+			return -1, nil
+		}
+		i += k
+		if i == 0 || b[i-1] != '\r' {
+			return 0, bad("bare line feed")
+		}
+		if i == 1 || i >= 3 && b[i-2] == '\n' {
+			return i + 1, nil
+		}
+	}
 }
 
 // requestLine reads "METHOD target HTTP/1.x", single spaces between (RFC 9112, 3).

@@ -168,7 +168,7 @@ func TestAClientThatLeavesCancelsItsRequest(t *testing.T) {
 }
 
 func TestSlowClientsAreCutOff(t *testing.T) {
-	f := start(t, Config{HeaderTimeout: 50 * time.Millisecond, BodyTimeout: 50 * time.Millisecond, IdleTimeout: patience})
+	f := start(t, Config{HeaderTimeout: 200 * time.Millisecond, BodyTimeout: 200 * time.Millisecond, IdleTimeout: patience})
 	ordinary := lines("GET / HTTP/1.1", "Host: a")
 	for name, request := range map[string]string{
 		"nothing":     "",
@@ -194,12 +194,12 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 }
 
 func TestASlowHandlerIsNotBoundByTheBodysTimeout(t *testing.T) {
-	f := start(t, Config{BodyTimeout: 20 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
+	f := start(t, Config{BodyTimeout: 100 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
 		io.ReadAll(e.Request.Body.Reader)
 		select {
 		case <-e.Context.Done():
 			return text(500, "cancelled")
-		case <-time.After(100 * time.Millisecond):
+		case <-time.After(300 * time.Millisecond):
 			return text(200, "")
 		}
 	}})
@@ -278,7 +278,7 @@ func (c *client) expect(want string) {
 
 func TestUpgradesCarryBytes(t *testing.T) {
 	results := make(chan exchange.Result, 1)
-	f := start(t, Config{HeaderTimeout: 50 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
+	f := start(t, Config{HeaderTimeout: 200 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
 		e.Done = append(e.Done, func(e *exchange.Exchange) { results <- e.Result })
 		return upper(e)
 	}})
@@ -386,7 +386,7 @@ func TestDrainFinishesWhatIsInFlight(t *testing.T) {
 }
 
 func TestGraceKeepsServingAndClosesAsItAnswers(t *testing.T) {
-	f := start(t, Config{Grace: 100 * time.Millisecond})
+	f := start(t, Config{Grace: time.Second})
 	kept := f.dial()
 	kept.send(lines("GET / HTTP/1.1", "Host: a"))
 	if resp, _ := kept.receive("GET"); resp.Close {
