@@ -219,7 +219,6 @@ func TestRejectedThenSuperseded(t *testing.T) {
 	s := &script{plays: []func(*talk) error{nil}}
 	done := make(chan struct{})
 	s.plays[0] = func(k *talk) error {
-		defer close(done)
 		<-ready
 		if err := k.step(5, "", true, w.welcome(), message(w.full(t, at(5), good))); err != nil {
 			t.Error(err)
@@ -239,6 +238,7 @@ func TestRejectedThenSuperseded(t *testing.T) {
 		if err := k.step(7, "", true, message(u)); err != nil {
 			t.Error(err)
 		}
+		close(done)
 		return k.stay()
 	}
 	n = newNode(t, nil, s)

@@ -24,12 +24,15 @@ type Sealer interface {
 var ErrTampered = errors.New("last-known-good file is damaged, forged or replayed")
 
 const (
-	kept        = 3
-	suffix      = ".lkg"
-	badSuffix   = ".bad"
-	catalogName = "catalog"
-	catalogAAD  = "portcullis last-known-good catalog 1"
+	kept       = 3
+	suffix     = ".lkg"
+	badSuffix  = ".bad"
+	catalogAAD = "portcullis last-known-good catalog 1"
 )
+
+// catalogNames are the catalog's two copies, so that one that is lost costs
+// nothing.
+var catalogNames = [...]string{"catalog-a", "catalog-b"}
 
 // Store keeps the last states that the node ran, sealed, the newest three. Each
 // is one file, written aside, synced and renamed; its name says its version and
@@ -56,8 +59,8 @@ type catalogFile struct {
 }
 
 // OpenStore opens the directory, which it makes with mode 0700 when there is
-// none. A catalog that is damaged is set aside; the files are then judged by
-// their seals and signatures alone.
+// none. Should both copies of the catalog be damaged, they are set aside and the
+// files are judged by their seals and signatures alone.
 func OpenStore(dir string, sealer Sealer) (*Store, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("last-known-good: %w", err)
@@ -67,22 +70,34 @@ func OpenStore(dir string, sealer Sealer) (*Store, error) {
 	for _, f := range leftovers {
 		os.Remove(f)
 	}
-	sealed, err := os.ReadFile(s.path(catalogName))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return s, nil
-	case err != nil:
-		return nil, fmt.Errorf("last-known-good: %w", err)
-	}
-	plain, err := sealer.Open(sealed, []byte(catalogAAD))
-	if err == nil {
-		err = json.Unmarshal(plain, &s.catalog)
-	}
-	if err != nil {
-		s.catalog = catalog{}
-		s.setAside(catalogName)
+	for _, name := range catalogNames {
+		c, err := s.readCatalog(name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, ErrTampered):
+			s.setAside(name)
+		case err != nil:
+			return nil, fmt.Errorf("last-known-good: %w", err)
+		case c.Floor.Compare(s.catalog.Floor) > 0:
+			s.catalog = c
+		}
 	}
 	return s, nil
+}
+
+func (s *Store) readCatalog(name string) (c catalog, err error) {
+	sealed, err := os.ReadFile(s.path(name))
+	if err != nil {
+		return catalog{}, err
+	}
+	plain, err := s.sealer.Open(sealed, []byte(catalogAAD))
+	if err == nil {
+		err = json.Unmarshal(plain, &c)
+	}
+	if err != nil {
+		return catalog{}, fmt.Errorf("%w: catalog: %w", ErrTampered, err)
+	}
+	return c, nil
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
@@ -190,8 +205,10 @@ func (s *Store) save(v config.Version, digest [32]byte, keys [][]byte, body func
 	if err != nil {
 		return fmt.Errorf("seal the catalog: %w", err)
 	}
-	if err := s.write(catalogName, func(f *os.File) error { _, err := f.Write(sealed); return err }); err != nil {
-		return fmt.Errorf("save %v: %w", v, err)
+	for _, name := range catalogNames {
+		if err := s.write(name, func(f *os.File) error { _, err := f.Write(sealed); return err }); err != nil {
+			return fmt.Errorf("save %v: %w", v, err)
+		}
 	}
 	for _, f := range s.catalog.Files {
 		if !slices.ContainsFunc(next.Files, func(n catalogFile) bool { return n.Version == f.Version }) {
