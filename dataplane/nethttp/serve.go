@@ -200,10 +200,9 @@ const copyBuffer = 32 << 10
 // may wait for each event.
 func (s *Server) copyBody(w http.ResponseWriter, resp *exchange.Response) (int64, error) {
 	flusher, _ := w.(http.Flusher)
-	buffer := make([]byte, min(copyBuffer, max(resp.Body.Length, 512)))
-	if resp.Body.Length < 0 {
-		buffer = make([]byte, copyBuffer)
-	}
+	pooled := s.buffers.Get().(*[copyBuffer]byte)
+	defer s.buffers.Put(pooled)
+	buffer := pooled[:]
 	sent := int64(0)
 	for {
 		n, err := resp.Body.Reader.Read(buffer)

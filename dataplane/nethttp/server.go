@@ -117,6 +117,7 @@ var errStopping = errors.New("node is stopping")
 type Server struct {
 	config    Config
 	exchanges sync.Pool
+	buffers   sync.Pool
 	open      tracker
 	draining  atomic.Bool
 	killed    atomic.Bool
@@ -133,6 +134,7 @@ func New(c Config) *Server {
 	}
 	s := &Server{config: c}
 	s.exchanges.New = func() any { return new(exchange.Exchange) }
+	s.buffers.New = func() any { return new([copyBuffer]byte) }
 	return s
 }
 
