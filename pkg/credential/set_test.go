@@ -235,7 +235,7 @@ func TestNamesDoNotPileUp(t *testing.T) {
 			}
 		}
 	})
-	for i := range 20000 {
+	for i := range 6000 {
 		c := numbered(1)
 		c.Application = fmt.Sprint("app-", i)
 		s.Put(c)
@@ -246,7 +246,7 @@ func TestNamesDoNotPileUp(t *testing.T) {
 		t.Fatalf("%d names for two credentials", n)
 	}
 	last := numbered(1)
-	last.Application = "app-19999"
+	last.Application = "app-5999"
 	check(t, s, naive{keep.SHA256: keep, last.SHA256: last})
 }
 
@@ -283,7 +283,7 @@ func TestSetConcurrent(t *testing.T) {
 	}
 	for w := range 2 {
 		writers.Go(func() {
-			for v := 1; v <= 10; v++ {
+			for v := 1; v <= 5; v++ {
 				for i := w; i < total; i += 2 {
 					s.Put(version(i, v))
 					extra := version(total+v*total+i, v)
@@ -300,7 +300,7 @@ func TestSetConcurrent(t *testing.T) {
 	readers.Wait()
 	want := naive{}
 	for i := range total {
-		want[version(i, 10).SHA256] = version(i, 10)
+		want[version(i, 5).SHA256] = version(i, 5)
 	}
 	check(t, s, want)
 }

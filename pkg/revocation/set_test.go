@@ -175,7 +175,7 @@ func TestNeverUnrevokes(t *testing.T) {
 // raised and expire.
 func TestSetConcurrent(t *testing.T) {
 	s := NewSet()
-	const total = 4000
+	const total = 2000
 	var added atomic.Int64
 	var writers, readers sync.WaitGroup
 	stop := make(chan struct{})

@@ -149,9 +149,9 @@ func TestMapConcurrent(t *testing.T) {
 	stop := make(chan struct{})
 	for w := range 2 {
 		writers.Go(func() {
-			for i := range 3000 {
+			for i := range 1000 {
 				put(m, stable+i%churned, uint64(stable+i%churned)<<32|uint64(i))
-				n := stable + churned + w*3000 + i
+				n := stable + churned + w*1000 + i
 				put(m, n, uint64(n)<<32)
 				remove(m, n-10*w-5)
 				put(m, n-10*w-5, uint64(n-10*w-5)<<32)
