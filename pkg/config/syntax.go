@@ -132,7 +132,7 @@ func gatewayOwned(name string) bool {
 
 // IdentityHeaderPrefix starts the name of every header that tells an upstream who
 // the caller is. The client's own are removed; no policy may set them.
-const IdentityHeaderPrefix = "X-Auth-"
+const IdentityHeaderPrefix = "X-Portcullis-"
 
 func hasHeaderPrefix(name, prefix string) bool {
 	return len(name) >= len(prefix) && sameHeader(name[:len(prefix)], prefix)
