@@ -156,9 +156,9 @@ func tlsOf(t *exchange.PeerTLS) map[string]string {
 	out["alpn"] = t.ALPN
 	if len(t.Verified) > 0 {
 		leaf := t.Verified[0]
-		print := sha256.Sum256(leaf.Raw)
+		sum := sha256.Sum256(leaf.Raw)
 		out["client_subject"] = leaf.Subject.String()
-		out["client_sha256"] = hex.EncodeToString(print[:])
+		out["client_sha256"] = hex.EncodeToString(sum[:])
 	}
 	return out
 }

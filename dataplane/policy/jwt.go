@@ -117,8 +117,8 @@ func shown(t *exchange.PeerTLS, thumbprint []byte) bool {
 	if t == nil || len(t.Verified) == 0 {
 		return false
 	}
-	print := sha256.Sum256(t.Verified[0].Raw)
-	return bytes.Equal(print[:], thumbprint)
+	sum := sha256.Sum256(t.Verified[0].Raw)
+	return bytes.Equal(sum[:], thumbprint)
 }
 
 func (b *bearer) refuse(refusal *token.Refusal, issuer *token.Issuer) *Denial {

@@ -6,7 +6,6 @@
 package policy
 
 import (
-	"context"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -72,13 +71,6 @@ type Denial struct {
 	RetryAfter time.Duration
 }
 
-// Limiter is what rate limits spend from. limit.Limiter is one.
-type Limiter interface {
-	Spend(k limit.Key, r limit.Rate, cost int64, now time.Time) limit.Decision
-	SpendAll(items []limit.Item, now time.Time) (limit.Decision, int)
-	SpendStrict(ctx context.Context, items []limit.Item, now time.Time) (limit.Decision, int)
-}
-
 // Deps is what compiled policies ask. All of it is live: it answers from the
 // newest state however old the compiled route is, and is safe for concurrent
 // use. Compiling a policy that needs what is missing is an error.
@@ -92,7 +84,7 @@ type Deps struct {
 	Credentials *credential.Set
 	Revocations *revocation.Set
 	Freshness   *revocation.Freshness
-	Limiter     Limiter
+	Limiter     *limit.Limiter
 	Expr        *expr.Env
 	// KeyMissing is told the name, "workspace/name", of an issuer that has no
 	// current key for a token. It must not block, and is called as often as

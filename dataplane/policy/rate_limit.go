@@ -4,9 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"hash/fnv"
+	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -57,13 +57,12 @@ func (c *compiler) addRateLimit(d declared, l *configv1.RateLimit) error {
 // rateLimits is the one step for all of a route's limits, since a request spends
 // from all of them or from none.
 type rateLimits struct {
-	limiter Limiter
+	limiter *limit.Limiter
 	rules   []limitRule
 	flat    []*oneLimit
 	strict  bool
 	// policy is the value of RateLimit-Policy.
 	policy string
-	items  sync.Pool // of *[]limit.Item
 	texts  texts
 }
 
@@ -113,15 +112,13 @@ func (r *rateLimits) finish() {
 		}
 	}
 	r.policy = strings.Join(policies, ", ")
-	r.items.New = func() any { return new(make([]limit.Item, 0, len(r.flat))) }
 }
 
 // Do implements Policy. What it tells the client is about the limit that refuses
 // or is nearest to it.
 func (r *rateLimits) Do(e *exchange.Exchange) *Denial {
-	items := r.items.Get().(*[]limit.Item)
-	defer r.items.Put(items)
-	*items = (*items)[:0]
+	var stack [8]limit.Item
+	items := stack[:0]
 	for i := range r.rules {
 		rule := &r.rules[i]
 		kind, of, value, err := rule.keyOf(e)
@@ -131,10 +128,10 @@ func (r *rateLimits) Do(e *exchange.Exchange) *Denial {
 			return &d
 		}
 		for _, l := range rule.limits {
-			*items = append(*items, limit.Item{Key: limit.KeyOf(rule.scope, l.name, kind, of, value), Rate: l.rate, Cost: 1})
+			items = append(items, limit.Item{Key: limit.KeyOf(rule.scope, l.name, kind, of, value), Rate: l.rate, Cost: 1})
 		}
 	}
-	decision, at := r.spend(e, *items)
+	decision, at := r.spend(e, items)
 	if at < 0 {
 		return nil
 	}
@@ -144,7 +141,7 @@ func (r *rateLimits) Do(e *exchange.Exchange) *Denial {
 func (r *rateLimits) spend(e *exchange.Exchange, items []limit.Item) (limit.Decision, int) {
 	switch {
 	case r.strict:
-		return r.limiter.SpendStrict(e.Context, items, e.Received)
+		return r.limiter.SpendStrict(e.Context, slices.Clone(items), e.Received) // a copy: items stay on the stack
 	case len(items) == 1:
 		return r.limiter.Spend(items[0].Key, items[0].Rate, 1, e.Received), 0
 	}

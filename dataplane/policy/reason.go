@@ -1,7 +1,5 @@
 package policy
 
-import "net/http"
-
 // Reason names one way to refuse a request. It is the reason in the answer, the
 // label of the metric and the key in the log.
 type Reason string
@@ -51,26 +49,26 @@ func Reasons() []Reason {
 func (r Reason) Status() int {
 	switch r {
 	case RequestMalformed, CredentialDuplicate:
-		return http.StatusBadRequest
+		return 400
 	case CredentialMissing, CredentialMalformed, TokenExpired, TokenNotYetValid, TokenWrongAudience,
 		TokenWrongIssuer, TokenBadSignature, TokenRevoked, KeyUnknown, KeyExpired:
-		return http.StatusUnauthorized
+		return 401
 	case ScopeMissing, RuleDenied, ExpressionError:
-		return http.StatusForbidden
+		return 403
 	case NoRoute:
-		return http.StatusNotFound
+		return 404
 	case RequestTooLarge:
-		return http.StatusRequestEntityTooLarge
+		return 413
 	case LimitExceeded:
-		return http.StatusTooManyRequests
+		return 429
 	case UpstreamUnavailable:
-		return http.StatusBadGateway
+		return 502
 	case RevocationsStale, KeysUnavailable, NotReady:
-		return http.StatusServiceUnavailable
+		return 503
 	case UpstreamTimeout:
-		return http.StatusGatewayTimeout
+		return 504
 	}
-	return http.StatusInternalServerError
+	return 500
 }
 
 // Title says in a few words what the reason means; it is the same every time

@@ -131,11 +131,11 @@ func (t *Token) readBinding() *Refusal {
 	if !ok || len(cnf) != 1 {
 		return ErrBinding
 	}
-	print, ok := decode(text)
-	if !ok || len(print) != sha256.Size {
+	sum, ok := decode(text)
+	if !ok || len(sum) != sha256.Size {
 		return ErrClaimType
 	}
-	t.Thumbprint = print
+	t.Thumbprint = sum
 	return nil
 }
 

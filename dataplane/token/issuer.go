@@ -168,15 +168,15 @@ func (i *Issuer) key(h *header, now int64) (*key, *Refusal) {
 }
 
 // current says whether a cached verdict's key is still the issuer's.
-func (i *Issuer) current(print *[sha256.Size]byte, now int64) (bool, *Refusal) {
-	if i.secret != nil && i.secret.print == *print {
+func (i *Issuer) current(used *[sha256.Size]byte, now int64) (bool, *Refusal) {
+	if i.secret != nil && i.secret.print == *used {
 		return true, nil
 	}
 	ks := i.keys.Load()
 	if !i.available(ks, now) {
 		return false, ErrKeysUnavailable
 	}
-	return ks.holds(print), nil
+	return ks.holds(used), nil
 }
 
 // accepts says whether a typ header is one of the issuer's. It is a media type

@@ -60,9 +60,9 @@ func (ks *keys) add(k *key) {
 }
 
 // holds says whether a key with the print is in the set. Sets are short.
-func (ks *keys) holds(print *[sha256.Size]byte) bool {
+func (ks *keys) holds(wanted *[sha256.Size]byte) bool {
 	for _, k := range ks.list {
-		if k.print == *print {
+		if k.print == *wanted {
 			return true
 		}
 	}
