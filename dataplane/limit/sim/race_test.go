@@ -8,6 +8,6 @@ import "time"
 // finds nothing, and it makes them ten times as slow.
 const (
 	many  = 12
-	span  = 2 * time.Second
+	span  = 3 * time.Second
 	seeds = 1
 )
