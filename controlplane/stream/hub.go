@@ -187,6 +187,9 @@ func (h *Hub) Publish(c Change) error {
 
 // advance sets the head; h.mu is held.
 func (h *Hub) advance(head Head) {
+	if head.Version.Epoch != h.head.Version.Epoch {
+		h.progress = 0 // revisions start anew
+	}
 	h.head = head
 	h.progress = max(h.progress, head.Version.Revision)
 	h.signature = h.cfg.Sign(head.Version, head.Digest)

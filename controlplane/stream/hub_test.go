@@ -534,6 +534,10 @@ func TestGapAndEpochs(t *testing.T) {
 	if u = c.whole(); u.GetFrom() != nil || u.GetVersion().GetEpoch() != 2 || u.GetVersion().GetRevision() != 3 {
 		t.Errorf("after a restore: %v", u)
 	}
+	h := c.await(func(m *controlv1.FollowResponse) bool { return m.GetHeartbeat().GetHead().GetEpoch() == 2 }).GetHeartbeat()
+	if h.GetProgress() != 3 {
+		t.Errorf("progress %d in the new epoch", h.GetProgress())
+	}
 }
 
 func TestRefusals(t *testing.T) {
