@@ -3,7 +3,6 @@ package controlplane
 import (
 	"context"
 	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"time"
@@ -147,7 +146,7 @@ func initialise(ctx context.Context, st store.Store, issuers *keys.Issuers) erro
 	return err
 }
 
-// FirstOperator makes the cluster's first admin and returns its credential; ""
+// firstOperator makes the cluster's first admin and returns its credential; ""
 // when there is an operator already.
 func firstOperator(ctx context.Context, st store.Store) (string, error) {
 	existing, err := st.Items("operators").List(ctx)
@@ -159,11 +158,4 @@ func firstOperator(ctx context.Context, st store.Store) (string, error) {
 		return "", nil
 	}
 	return credential, err
-}
-
-// bootID tells this start of the process from every other.
-func bootID() uint64 {
-	var b [8]byte
-	_, _ = rand.Read(b[:])
-	return binary.BigEndian.Uint64(b[:])
 }

@@ -137,7 +137,7 @@ func (p *Plane) certify() (*identity.Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return identity.NewLive(identity.State{Key: key, Certificates: issued.Certificates, Authorities: issued.Authorities})
+	return identity.NewLive(identity.State{Key: key, Issued: issued})
 }
 
 // hosts are the names that operators' other clients (curl, browsers) verify;
@@ -251,4 +251,10 @@ func (p *Plane) writeKeys(ctx context.Context, workspace, name string, set *conf
 		Metadata: &configv1.Metadata{Workspace: workspace, Name: name},
 		Spec:     &configv1.Resource_KeySet{KeySet: set},
 	})
+}
+
+// Version returns the newest version that this replica has seen.
+func (p *Plane) Version() config.Version {
+	_, version := p.mirror.Current()
+	return version
 }

@@ -55,7 +55,7 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 
 // proved passes a proof of being current on to the nodes, on both paths.
 func (p *Plane) proved(event store.Event, head stream.Head) {
-	p.hub.Progress(event.Progress, event.AsOf)
+	p.hub.Progress(event.Progress)
 	if p.cfg.Bus == nil {
 		return
 	}

@@ -141,13 +141,13 @@ func (g *Gateway) Handle(e *exchange.Exchange) (resp *exchange.Response) {
 	return f.forward(e, r)
 }
 
-// Refuse answers in place of Handle what the front end refuses itself.
-func (g *Gateway) Refuse(e *exchange.Exchange, reason policy.Reason, detail string) *exchange.Response {
+// Refuse answers what the front end refuses itself; e.Why may say why.
+func (g *Gateway) Refuse(e *exchange.Exchange, reason string, status int) *exchange.Response {
 	f := g.begin(e)
 	if live := g.live.Load(); live != nil {
 		f.version = live.Version
 	}
-	return f.refuse(e, &policy.Denial{Reason: reason, Detail: detail})
+	return f.refuse(e, &policy.Denial{Reason: policy.Reason(reason), Status: status, Detail: e.Why.Detail})
 }
 
 // forward sends the request to one of the route's backends.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -103,12 +102,12 @@ func (c *cli) dial() (adminv1.AdminServiceClient, func(), error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM([]byte(file.CA)) {
-		return nil, nil, errors.New("the context's ca holds no certificate")
+	secure, err := identity.ClientAdmin([]byte(file.CA))
+	if err != nil {
+		return nil, nil, fmt.Errorf("the context's ca: %w", err)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+file.Address,
-		grpc.WithTransportCredentials(credentials.NewTLS(identity.AdminClient(pool))),
+		grpc.WithTransportCredentials(credentials.NewTLS(secure)),
 		grpc.WithPerRPCCredentials(bearer(file.Credential)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithUserAgent("portcullis/"+release))

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v4"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"portcullis.dev/portcullis/pkg/config"
@@ -285,6 +287,19 @@ func printChanges(cmd *cobra.Command, w io.Writer, changes []*adminv1.ResourceCh
 	return nil
 }
 
+// documentJSON is the document as JSON, with the same spelling as in YAML.
+func documentJSON(r *configv1.Resource) ([]byte, error) {
+	var text bytes.Buffer
+	if err := config.EncodeYAML(&text, r); err != nil {
+		return nil, err
+	}
+	var value any
+	if err := yaml.Load(text.Bytes(), &value); err != nil {
+		return nil, err
+	}
+	return json.Marshal(value)
+}
+
 // printResources writes documents, a table of them, or JSON.
 func (c *cli) printResources(cmd *cobra.Command, resources []*configv1.Resource, one bool) error {
 	switch c.output {
@@ -293,7 +308,7 @@ func (c *cli) printResources(cmd *cobra.Command, resources []*configv1.Resource,
 	case "json":
 		var parts []string
 		for _, r := range resources {
-			data, err := config.EncodeJSON(r)
+			data, err := documentJSON(r)
 			if err != nil {
 				return err
 			}

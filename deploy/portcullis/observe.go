@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"time"
@@ -179,4 +180,41 @@ func printDecision(cmd *cobra.Command, w io.Writer, d *controlv1.DecisionRecord)
 	show("time", d.Time.AsTime().Local().Format(time.RFC3339Nano))
 	show("took", d.Duration.AsDuration().String())
 	return nil
+}
+
+// printStatus writes the status as JSON or YAML with revisions as plain numbers,
+// so that scripts compare them without knowing about epochs.
+func (c *cli) printStatus(cmd *cobra.Command, resp *adminv1.StatusResponse) error {
+	type problem = map[string]any
+	nodes := []map[string]any{}
+	for _, node := range resp.Nodes {
+		one := map[string]any{
+			"name": node.Name, "address": node.Address, "version": node.Release, "revision": node.GetVersion().GetRevision(),
+			"connected": node.Connected, "replica": node.Replica, "connectedAt": node.ConnectedAt.AsTime(), "reportedAt": node.ReportedAt.AsTime(),
+		}
+		if node.Rejected != nil {
+			problems := []problem{}
+			for _, p := range node.Problems {
+				problems = append(problems, problem{"resource": p.Resource, "path": p.Path, "reason": p.Reason})
+			}
+			one["rejected"] = map[string]any{"revision": node.Rejected.Revision, "problems": problems}
+		}
+		nodes = append(nodes, one)
+	}
+	issuers := []map[string]any{}
+	for _, issuer := range resp.Issuers {
+		one := map[string]any{"workspace": issuer.Workspace, "name": issuer.Name, "issuer": issuer.Issuer, "keys": issuer.Keys, "problem": issuer.Problem}
+		if issuer.FetchedAt != nil {
+			one["fetchedAt"], one["staleAt"] = issuer.FetchedAt.AsTime(), issuer.StaleAt.AsTime()
+		}
+		issuers = append(issuers, one)
+	}
+	data, err := json.Marshal(map[string]any{
+		"version": resp.Version, "epoch": resp.GetRevision().GetEpoch(), "revision": resp.GetRevision().GetRevision(), "nodes": nodes,
+		"issuers": issuers, "replicas": resp.Replicas, "credentials": resp.Credentials, "revocations": resp.Revocations,
+	})
+	if err != nil {
+		return err
+	}
+	return c.printJSON(cmd, data)
 }

@@ -1,0 +1,373 @@
+// Package cluster runs a whole cluster in one process: a control plane on an
+// embedded store and bus, and any number of nodes, over the same wires and the
+// same mutual TLS as a cluster of machines. `standalone`, the tests and the load
+// tests all use it.
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"portcullis.dev/portcullis/controlplane"
+	"portcullis.dev/portcullis/controlplane/store"
+	"portcullis.dev/portcullis/dataplane"
+	"portcullis.dev/portcullis/pkg/bus"
+	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/secret"
+	"portcullis.dev/portcullis/pkg/telemetry"
+)
+
+// Config of a cluster in one process.
+type Config struct {
+	// Dir holds the store, the keys and the nodes' data. Required.
+	Dir string
+	// Nodes is how many; default 1.
+	Nodes int
+	// Listen is the first node's address; default 127.0.0.1:0. Each further node
+	// takes the next free port, or any when the first one's is 0.
+	Listen string
+	// AdminListen is the admin API's address; default 127.0.0.1:0.
+	AdminListen string
+	// MetricsListen is the first node's address for metrics and probes, further
+	// nodes as for Listen; empty: none.
+	MetricsListen string
+	// Telemetry is where traces and metrics go.
+	Telemetry telemetry.Config
+	// AccessLog gets every node's access log; nil: none is written.
+	AccessLog io.Writer
+	// AllowLoopbackJWKS accepts http JWKS URLs on loopback.
+	AllowLoopbackJWKS bool
+	// Drain bounds how long a stopping node waits for requests in flight; default
+	// 30 s.
+	Drain time.Duration
+	// Release is the binary's version.
+	Release string
+	// Log and Audit; nil discards.
+	Log, Audit *slog.Logger
+}
+
+// Cluster is a running cluster. Its methods may be called concurrently, but one
+// node's Stop and Start by one goroutine at a time.
+type Cluster struct {
+	cfg    Config
+	store  *store.Etcd
+	server *bus.Server
+	bus    bus.Bus
+	plane  *controlplane.Plane
+	// planeAddress is where the control plane serves nodes; it keeps its port when
+	// the plane is stopped and started again.
+	planeAddress, adminAddress string
+	stopPlane                  func() error
+	nodes                      []*member
+	credential                 string
+}
+
+// member is one node's place in the cluster; the node in it comes and goes.
+type member struct {
+	name, address, metrics string
+
+	mu   sync.Mutex
+	node *dataplane.Node
+	stop func() error
+}
+
+// Start starts a cluster and returns when every node serves the newest revision,
+// or when ctx ends. Stop ends it.
+func Start(ctx context.Context, cfg Config) (*Cluster, error) {
+	if cfg.Nodes <= 0 {
+		cfg.Nodes = 1
+	}
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	if cfg.AdminListen == "" {
+		cfg.AdminListen = "127.0.0.1:0"
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	c := &Cluster{cfg: cfg, planeAddress: "127.0.0.1:0", adminAddress: cfg.AdminListen}
+	if err := c.start(ctx); err != nil {
+		return nil, errors.Join(err, c.Stop())
+	}
+	return c, nil
+}
+
+func (c *Cluster) start(ctx context.Context) error {
+	if err := os.MkdirAll(c.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	keys, err := secret.File{Path: filepath.Join(c.cfg.Dir, "seal.key"), Create: true}.Keys()
+	if err != nil {
+		return err
+	}
+	sealer, err := secret.New(keys...)
+	if err != nil {
+		return err
+	}
+	if c.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(c.cfg.Dir, "etcd"), Sealer: sealer}); err != nil {
+		return err
+	}
+	if c.server, err = bus.StartEmbedded(bus.ServerConfig{}); err != nil {
+		return err
+	}
+	if err := c.StartControl(ctx); err != nil {
+		return err
+	}
+	for i := range c.cfg.Nodes {
+		if err := c.addNode(ctx, i); err != nil {
+			return fmt.Errorf("node %d: %w", i+1, err)
+		}
+	}
+	return c.Converge(ctx)
+}
+
+// StartControl starts the control plane; it is for tests that have stopped it.
+func (c *Cluster) StartControl(ctx context.Context) error {
+	control, err := net.Listen("tcp", c.planeAddress)
+	if err != nil {
+		return err
+	}
+	admin, err := net.Listen("tcp", c.adminAddress)
+	if err != nil {
+		return errors.Join(err, control.Close())
+	}
+	c.planeAddress, c.adminAddress = control.Addr().String(), admin.Addr().String()
+	if c.bus, err = bus.Connect(ctx, bus.Config{Name: "control-1", NATS: bus.NATSConfig{Server: c.server}, Log: c.cfg.Log}); err != nil {
+		return errors.Join(err, control.Close(), admin.Close())
+	}
+	plane, err := controlplane.New(ctx, controlplane.Config{
+		Name: "control-1", Store: c.store, Control: control, Admin: admin, Bus: c.bus,
+		AllowLoopbackJWKS: c.cfg.AllowLoopbackJWKS, Release: c.cfg.Release, Log: c.cfg.Log, Audit: c.cfg.Audit,
+	})
+	if err == nil {
+		err = c.bus.SetKeys(plane.BusKeys())
+	}
+	if err != nil {
+		return errors.Join(err, control.Close(), admin.Close(), c.bus.Close())
+	}
+	stop := background(plane.Run)
+	c.plane, c.stopPlane = plane, func() error { return errors.Join(stop(), c.bus.Close()) }
+	if c.credential == "" {
+		if c.credential, err = plane.FirstOperator(ctx); err != nil {
+			return err
+		}
+	}
+	return plane.Await(ctx, config.Version{})
+}
+
+// StopControl stops the control plane and leaves store, bus and nodes.
+func (c *Cluster) StopControl() error {
+	if c.stopPlane == nil {
+		return nil
+	}
+	stop := c.stopPlane
+	c.stopPlane = nil
+	return stop()
+}
+
+// background runs f until stop is called, which returns what f did.
+func background(f func(context.Context) error) (stop func() error) {
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- f(ctx) }()
+	return sync.OnceValue(func() error {
+		cancel()
+		return <-done
+	})
+}
+
+func (c *Cluster) addNode(ctx context.Context, i int) error {
+	m := &member{name: fmt.Sprintf("node-%d", i+1), address: c.cfg.Listen, metrics: c.cfg.MetricsListen}
+	if i > 0 {
+		m.address = c.nodes[i-1].address
+		m.metrics = c.nodes[i-1].metrics
+		if c.cfg.Listen == "127.0.0.1:0" {
+			m.address = c.cfg.Listen
+		}
+		if c.cfg.MetricsListen == "127.0.0.1:0" {
+			m.metrics = c.cfg.MetricsListen
+		}
+	}
+	c.nodes = append(c.nodes, m)
+	return c.StartNode(ctx, i)
+}
+
+// StartNode starts a node that is not running. The first time it joins with a
+// token; later it comes back with its identity and its port.
+func (c *Cluster) StartNode(ctx context.Context, i int) error {
+	m := c.nodes[i]
+	listener, err := listenFrom(m.address, i > 0 && m.node == nil)
+	if err != nil {
+		return err
+	}
+	m.address = listener.Addr().String()
+	var metrics net.Listener
+	if m.metrics != "" {
+		if metrics, err = listenFrom(m.metrics, i > 0 && m.node == nil); err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		m.metrics = metrics.Addr().String()
+	}
+	dir := filepath.Join(c.cfg.Dir, "nodes", m.name)
+	cfg := dataplane.Config{
+		Name: m.name, DataDir: dir, Control: []string{c.planeAddress}, Listener: listener, Metrics: metrics,
+		Bus: bus.NATSConfig{Server: c.server}, Telemetry: c.cfg.Telemetry, AccessLog: c.cfg.AccessLog,
+		Drain: c.cfg.Drain, Release: c.cfg.Release, Log: c.cfg.Log.With("node", m.name),
+	}
+	if _, err := os.Stat(filepath.Join(dir, "identity")); errors.Is(err, os.ErrNotExist) {
+		if cfg.JoinToken, err = c.plane.JoinToken(ctx, time.Minute); err != nil {
+			return err
+		}
+	}
+	node, err := dataplane.New(ctx, cfg)
+	if err != nil {
+		err = errors.Join(err, listener.Close())
+		if metrics != nil {
+			err = errors.Join(err, metrics.Close())
+		}
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.node, m.stop = node, background(node.Run)
+	return nil
+}
+
+// StopNode drains a node and stops it.
+func (c *Cluster) StopNode(i int) error {
+	m := c.nodes[i]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.stop == nil {
+		return nil
+	}
+	stop := m.stop
+	m.stop = nil
+	return stop()
+}
+
+// listenFrom listens on an address, or with next on the first free port after it.
+func listenFrom(address string, next bool) (net.Listener, error) {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, fmt.Errorf("address %q: %w", address, err)
+	}
+	if !next || port == "0" {
+		return net.Listen("tcp", address)
+	}
+	var number int
+	if _, err := fmt.Sscanf(port, "%d", &number); err != nil {
+		return nil, fmt.Errorf("address %q: %w", address, err)
+	}
+	for try := 1; ; try++ {
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(number+try)))
+		if err == nil || try == 100 {
+			return listener, err
+		}
+	}
+}
+
+// Converge returns when every node that is running runs the newest revision and
+// is ready.
+func (c *Cluster) Converge(ctx context.Context) error {
+	for {
+		changed := c.plane.NodesChanged()
+		running, current := 0, 0
+		newest := c.plane.Version()
+		for _, m := range c.nodes {
+			m.mu.Lock()
+			if m.stop != nil {
+				running++
+				if m.node.Ready() == nil && m.node.Version().Compare(newest) >= 0 {
+					current++
+				}
+			}
+			m.mu.Unlock()
+		}
+		if current == running {
+			return nil
+		}
+		// A node's readiness is its own; the control plane hears of versions only.
+		timer := time.NewTimer(5 * time.Millisecond)
+		select {
+		case <-changed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return fmt.Errorf("%d of %d nodes are current: %w", current, running, ctx.Err())
+		}
+		timer.Stop()
+	}
+}
+
+// Stop stops everything, the nodes first, and returns when all has ended.
+func (c *Cluster) Stop() error {
+	var errs []error
+	var draining sync.WaitGroup
+	failures := make([]error, len(c.nodes))
+	for i := range c.nodes {
+		draining.Go(func() { failures[i] = c.StopNode(i) })
+	}
+	draining.Wait()
+	errs = append(errs, failures...)
+	errs = append(errs, c.StopControl())
+	if c.server != nil {
+		errs = append(errs, c.server.Close())
+	}
+	if c.store != nil {
+		errs = append(errs, c.store.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// Addresses returns where the nodes serve clients.
+func (c *Cluster) Addresses() []string {
+	var all []string
+	for _, m := range c.nodes {
+		all = append(all, m.address)
+	}
+	return all
+}
+
+// MetricsAddresses returns where the nodes serve metrics and probes.
+func (c *Cluster) MetricsAddresses() []string {
+	var all []string
+	for _, m := range c.nodes {
+		if m.metrics != "" {
+			all = append(all, m.metrics)
+		}
+	}
+	return all
+}
+
+// AdminAddress is where the admin API is.
+func (c *Cluster) AdminAddress() string { return c.adminAddress }
+
+// ControlAddress is where nodes find the control plane.
+func (c *Cluster) ControlAddress() string { return c.planeAddress }
+
+// Authorities is the PEM of the cluster's CA certificates.
+func (c *Cluster) Authorities() []byte { return c.plane.Authorities() }
+
+// Credential is the first operator's; "" when the cluster had one already.
+func (c *Cluster) Credential() string { return c.credential }
+
+// Node returns a node, running or not.
+func (c *Cluster) Node(i int) *dataplane.Node {
+	m := c.nodes[i]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.node
+}
+
+// Plane returns the control plane.
+func (c *Cluster) Plane() *controlplane.Plane { return c.plane }
