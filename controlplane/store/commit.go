@@ -122,6 +122,9 @@ type marks struct {
 
 // readMarks reads the marks, of the current revision. It notices a new identity.
 func (s *Etcd) readMarks(ctx context.Context) (marks, error) {
+	if s.ctx.Err() != nil {
+		return marks{}, ErrClosed
+	}
 	keys := []string{s.keys.tip(), s.keys.head(), s.keys.keys(), s.keys.deny(), s.keys.unfolded(), s.keys.identity()}
 	ops := make([]clientv3.Op, len(keys))
 	for i, k := range keys {

@@ -25,6 +25,9 @@ func (i items) key(name string) (string, error) {
 	if err := checkItem(i.room, name); err != nil {
 		return "", err
 	}
+	if i.s.ctx.Err() != nil {
+		return "", ErrClosed
+	}
 	return i.s.keys.room(i.room) + name, nil
 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
@@ -147,7 +148,7 @@ func decodeRevocation(kv *mvccpb.KeyValue) (*controlv1.Revocation, error) {
 func (s *Etcd) scan(ctx context.Context, prefix string, revision int64) iter.Seq2[*mvccpb.KeyValue, error] {
 	return func(yield func(*mvccpb.KeyValue, error) bool) {
 		from, end := prefix, clientv3.GetPrefixRangeEnd(prefix)
-		chunks := s.streamed
+		chunks := s.firstPage
 		var b backoff
 		for {
 			stopped := false
@@ -165,6 +166,8 @@ func (s *Etcd) scan(ctx context.Context, prefix string, revision int64) iter.Seq
 			switch {
 			case stopped || err == nil:
 				return
+			case errors.Is(err, errMore):
+				chunks = s.streamed
 			case codeOf(err) == codes.Unimplemented:
 				chunks = s.paged // an etcd before 3.7
 			case ctx.Err() != nil || !transient(err) || b.tries > 20 || b.wait(ctx) != nil:
@@ -173,6 +176,25 @@ func (s *Etcd) scan(ctx context.Context, prefix string, revision int64) iter.Seq
 			}
 		}
 	}
+}
+
+// pageSize is how many keys one answer holds.
+const pageSize = 1000
+
+var errMore = errors.New("store: the range goes on")
+
+// firstPage reads a range of one page, and says errMore when it goes on. Small
+// ranges are the rule, and cost less so: with password authentication etcd's
+// client authenticates anew for each stream, which etcd makes slow on purpose.
+func (s *Etcd) firstPage(ctx context.Context, from, end string, revision int64, each func([]*mvccpb.KeyValue) bool) error {
+	resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(pageSize))
+	switch {
+	case err != nil:
+		return err
+	case each(resp.Kvs) && resp.More:
+		return errMore
+	}
+	return nil
 }
 
 // streamed reads a range with etcd's range stream.
@@ -203,7 +225,7 @@ func (s *Etcd) streamed(ctx context.Context, from, end string, revision int64, e
 // paged reads a range page by page.
 func (s *Etcd) paged(ctx context.Context, from, end string, revision int64, each func([]*mvccpb.KeyValue) bool) error {
 	for {
-		resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(2000))
+		resp, err := s.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithRev(revision), clientv3.WithLimit(pageSize))
 		if err != nil {
 			return err
 		}

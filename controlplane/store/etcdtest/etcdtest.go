@@ -80,6 +80,7 @@ func Start(t *testing.T, cfg Config) *Cluster {
 		ec.InitialCluster = strings.Join(initial, ",")
 		ec.ClientTLSInfo = server
 		ec.QuotaBackendBytes = cfg.Quota
+		ec.BcryptCost = 4 // the least: what is tested is not the hash
 		ec.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 		c.configs = append(c.configs, ec)
 		c.Endpoints = append(c.Endpoints, client.String())

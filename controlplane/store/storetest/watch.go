@@ -202,12 +202,15 @@ func testClosed(t *testing.T, s store.Store) {
 	if err := s.Close(); err != nil {
 		t.Errorf("Close again: %v", err)
 	}
-	if _, err := s.Load(within(t)); err == nil {
-		t.Error("a closed store loads")
+	if _, err := s.Load(within(t)); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("a closed store loads: %v", err)
+	}
+	if _, err := s.Items("ca").Get(within(t), "x"); !errors.Is(err, store.ErrClosed) {
+		t.Errorf("a closed store has items: %v", err)
 	}
 	for _, err := range s.Watch(within(t), v) {
-		if err == nil {
-			t.Error("a closed store watches")
+		if !errors.Is(err, store.ErrClosed) {
+			t.Errorf("a closed store watches: %v", err)
 		}
 		break
 	}
