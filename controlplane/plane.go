@@ -37,11 +37,10 @@ type Config struct {
 	Advertise string
 	// Hosts are further names and addresses for the replica's certificate.
 	Hosts []string
-	// Bus carries revocations and heartbeats; closed by the caller. Nil means that
-	// nodes hear of revocations on the stream only.
-	Bus bus.Bus
-	// BusURLs is where nodes find the bus.
-	BusURLs []string
+	// Bus opens the bus, once the replica has an identity to open it with, and
+	// says where nodes find it (nil: they are told otherwise). Run closes it. A nil
+	// Bus means that nodes hear of revocations on the stream only.
+	Bus func(context.Context, *identity.Live) (bus.Bus, []string, error)
 	// AllowLoopbackJWKS accepts http JWKS URLs on loopback, for development.
 	AllowLoopbackJWKS bool
 	// Release is the binary's version.
@@ -62,6 +61,9 @@ type Plane struct {
 	issuers *keys.Issuers
 	members *members
 	admin   *admin.Service
+	// bus is nil when there is none; busURLs is where nodes find it.
+	bus     bus.Bus
+	busURLs []string
 	// issuersChanged wakes the keeper.
 	issuersChanged chan struct{}
 }
@@ -107,8 +109,11 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 		KeyMissing: func(_ string, m *controlv1.KeyMissing) { p.keeper.Missing(m.Workspace, m.Issuer) },
 	})
 	p.mirror.hub = p.hub
-	if err := p.welcome(); err != nil {
+	if err := p.openBus(ctx); err != nil {
 		return nil, err
+	}
+	if err := p.welcome(); err != nil {
+		return nil, errors.Join(err, p.closeBus())
 	}
 	p.cluster = newCluster(cfg.Store, p.hub, p.live, cfg.Name, cfg.Advertise, cfg.Log)
 	p.keeper = &keys.Keeper{
@@ -150,24 +155,39 @@ func (p *Plane) hosts(advertised string) []string {
 	return append(hosts, "localhost", "127.0.0.1")
 }
 
+func (p *Plane) openBus(ctx context.Context) error {
+	if p.cfg.Bus == nil {
+		return nil
+	}
+	var err error
+	if p.bus, p.busURLs, err = p.cfg.Bus(ctx, p.live); err != nil {
+		return fmt.Errorf("opening the bus: %w", err)
+	}
+	if err := p.bus.SetKeys([]*controlv1.BusKey{p.shared.busKey}); err != nil {
+		return errors.Join(err, p.closeBus())
+	}
+	return nil
+}
+
+func (p *Plane) closeBus() error {
+	if p.bus == nil {
+		return nil
+	}
+	return p.bus.Close()
+}
+
 func (p *Plane) welcome() error {
 	signer, err := p.shared.signing.Public()
 	if err != nil {
 		return err
 	}
 	return p.hub.SetWelcome(&controlv1.Welcome{
-		BusKeys: []*controlv1.BusKey{p.shared.busKey}, BusUrls: p.cfg.BusURLs, SigningKeys: [][]byte{signer},
+		BusKeys: []*controlv1.BusKey{p.shared.busKey}, BusUrls: p.busURLs, SigningKeys: [][]byte{signer},
 	})
 }
 
 // Authorities returns the PEM of the cluster's CA certificates, for contexts.
 func (p *Plane) Authorities() []byte { return identity.EncodePEM(p.shared.ca.Authorities()) }
-
-// Live returns the replica's identity, under which it serves further listeners.
-func (p *Plane) Live() *identity.Live { return p.live }
-
-// BusKeys returns the keys of the bus MAC.
-func (p *Plane) BusKeys() []*controlv1.BusKey { return []*controlv1.BusKey{p.shared.busKey} }
 
 // FirstOperator makes the cluster's first admin and returns its credential; ""
 // when the cluster has an operator already.
@@ -217,7 +237,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	} {
 		tasks.Go(func() error { return run(ctx) })
 	}
-	return tasks.Wait()
+	return errors.Join(tasks.Wait(), p.closeBus())
 }
 
 // sources lists the issuers for the keeper.

@@ -31,8 +31,8 @@ const maxAdminMessage = 128 << 20
 
 // committed tells others what the mirror has taken over.
 func (p *Plane) committed(event store.Event, previousRevocation int64) {
-	if len(event.Revocations) > 0 && p.cfg.Bus != nil {
-		err := p.cfg.Bus.Publish(bus.Revoked, &busv1.Revoked{
+	if len(event.Revocations) > 0 && p.bus != nil {
+		err := p.bus.Publish(bus.Revoked, &busv1.Revoked{
 			Version: event.Version.Proto(), Previous: previousRevocation, Entries: event.Revocations,
 		})
 		if err != nil {
@@ -56,11 +56,11 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 // proved passes a proof of being current on to the nodes, on both paths.
 func (p *Plane) proved(event store.Event, head stream.Head) {
 	p.hub.Progress(event.Progress)
-	if p.cfg.Bus == nil {
+	if p.bus == nil {
 		return
 	}
 	// A beat that cannot be sent is noticed by who waits for it.
-	_ = p.cfg.Bus.Publish(bus.Beat, &busv1.Beat{Head: head.Version.Proto(), Revocations: head.Revocations, Progress: event.Progress})
+	_ = p.bus.Publish(bus.Beat, &busv1.Beat{Head: head.Version.Proto(), Revocations: head.Revocations, Progress: event.Progress})
 }
 
 // serveControl serves nodes and replicas over mutual TLS.

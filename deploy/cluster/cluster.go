@@ -21,6 +21,7 @@ import (
 	"portcullis.dev/portcullis/dataplane"
 	"portcullis.dev/portcullis/pkg/bus"
 	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/identity"
 	"portcullis.dev/portcullis/pkg/secret"
 	"portcullis.dev/portcullis/pkg/telemetry"
 )
@@ -60,7 +61,6 @@ type Cluster struct {
 	cfg    Config
 	store  *store.Etcd
 	server *bus.Server
-	bus    bus.Bus
 	plane  *controlplane.Plane
 	// planeAddress is where the control plane serves nodes; it keeps its port when
 	// the plane is stopped and started again.
@@ -141,21 +141,18 @@ func (c *Cluster) StartControl(ctx context.Context) error {
 		return errors.Join(err, control.Close())
 	}
 	c.planeAddress, c.adminAddress = control.Addr().String(), admin.Addr().String()
-	if c.bus, err = bus.Connect(ctx, bus.Config{Name: "control-1", NATS: bus.NATSConfig{Server: c.server}, Log: c.cfg.Log}); err != nil {
-		return errors.Join(err, control.Close(), admin.Close())
+	connect := func(ctx context.Context, _ *identity.Live) (bus.Bus, []string, error) {
+		b, err := bus.Connect(ctx, bus.Config{Name: "control-1", NATS: bus.NATSConfig{Server: c.server}, Log: c.cfg.Log})
+		return b, nil, err
 	}
 	plane, err := controlplane.New(ctx, controlplane.Config{
-		Name: "control-1", Store: c.store, Control: control, Admin: admin, Bus: c.bus,
+		Name: "control-1", Store: c.store, Control: control, Admin: admin, Bus: connect,
 		AllowLoopbackJWKS: c.cfg.AllowLoopbackJWKS, Release: c.cfg.Release, Log: c.cfg.Log, Audit: c.cfg.Audit,
 	})
-	if err == nil {
-		err = c.bus.SetKeys(plane.BusKeys())
-	}
 	if err != nil {
-		return errors.Join(err, control.Close(), admin.Close(), c.bus.Close())
+		return errors.Join(err, control.Close(), admin.Close())
 	}
-	stop := background(plane.Run)
-	c.plane, c.stopPlane = plane, func() error { return errors.Join(stop(), c.bus.Close()) }
+	c.plane, c.stopPlane = plane, background(plane.Run)
 	if c.credential == "" {
 		if c.credential, err = plane.FirstOperator(ctx); err != nil {
 			return err
