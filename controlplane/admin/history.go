@@ -68,7 +68,13 @@ func entryOf(record *store.HistoryRecord, operator *adminv1.Operator, workspace 
 			Key: key.Proto(), Action: action, Fields: config.Diff(change.Before, change.After),
 		})
 	}
-	if len(entry.Changes) == 0 {
+	// A revocation holds in every workspace, so it is shown to those who see all.
+	if workspace == "" && covers(operator, everyWorkspace) {
+		for _, revoked := range record.Revocations {
+			entry.Revocations = append(entry.Revocations, revoked.Kind)
+		}
+	}
+	if len(entry.Changes)+len(entry.Revocations) == 0 {
 		return nil
 	}
 	return entry

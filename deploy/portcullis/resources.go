@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -164,7 +165,7 @@ func (c *cli) history() *cobra.Command {
 			return c.print(cmd, resp, func(w io.Writer) error {
 				row(w, "REVISION", "TIME", "AUTHOR", "CHANGES", "REASON")
 				for _, entry := range resp.Entries {
-					row(w, versionText(entry.Version), entry.Time.AsTime().Local().Format("2006-01-02 15:04:05"), entry.Author, summary(entry.Changes), entry.Reason)
+					row(w, versionText(entry.Version), entry.Time.AsTime().Local().Format("2006-01-02 15:04:05"), entry.Author, summary(entry.Changes, entry.Revocations), entry.Reason)
 				}
 				return nil
 			})
@@ -175,9 +176,14 @@ func (c *cli) history() *cobra.Command {
 	return cmd
 }
 
-// summary names the first changes and counts the rest.
-func summary(changes []*adminv1.ResourceChange) string {
+// summary names the first changes, counts the rest, and says of what kind the
+// revocations are: whom they name is stored as a hash only.
+func summary(changes []*adminv1.ResourceChange, revocations []controlv1.RevocationKind) string {
 	var parts []string
+	for _, kind := range revocations {
+		parts = append(parts, "revoked a "+strings.ToLower(strings.TrimPrefix(kind.String(), "REVOCATION_KIND_")))
+	}
+	parts = slices.Compact(parts)
 	for i, change := range changes {
 		if i == 3 {
 			parts = append(parts, fmt.Sprintf("and %d more", len(changes)-i))

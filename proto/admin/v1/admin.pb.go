@@ -1071,12 +1071,15 @@ func (x *HistoryResponse) GetEntries() []*HistoryEntry {
 }
 
 type HistoryEntry struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Version       *v11.Version           `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Time          *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
-	Author        string                 `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
-	Reason        string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
-	Changes       []*ResourceChange      `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version *v11.Version           `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Time    *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=time,proto3" json:"time,omitempty"`
+	Author  string                 `protobuf:"bytes,3,opt,name=author,proto3" json:"author,omitempty"`
+	Reason  string                 `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Changes []*ResourceChange      `protobuf:"bytes,5,rep,name=changes,proto3" json:"changes,omitempty"`
+	// What the revision put on the deny lane, by kind: whom it names is stored as a
+	// hash only.
+	Revocations   []v11.RevocationKind `protobuf:"varint,6,rep,packed,name=revocations,proto3,enum=portcullis.control.v1.RevocationKind" json:"revocations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1142,6 +1145,13 @@ func (x *HistoryEntry) GetReason() string {
 func (x *HistoryEntry) GetChanges() []*ResourceChange {
 	if x != nil {
 		return x.Changes
+	}
+	return nil
+}
+
+func (x *HistoryEntry) GetRevocations() []v11.RevocationKind {
+	if x != nil {
+		return x.Revocations
 	}
 	return nil
 }
@@ -2715,13 +2725,14 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x06before\x18\x02 \x01(\x03R\x06before\x12\x1c\n" +
 	"\tworkspace\x18\x03 \x01(\tR\tworkspace\"N\n" +
 	"\x0fHistoryResponse\x12;\n" +
-	"\aentries\x18\x01 \x03(\v2!.portcullis.admin.v1.HistoryEntryR\aentries\"\xe7\x01\n" +
+	"\aentries\x18\x01 \x03(\v2!.portcullis.admin.v1.HistoryEntryR\aentries\"\xb0\x02\n" +
 	"\fHistoryEntry\x128\n" +
 	"\aversion\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\aversion\x12.\n" +
 	"\x04time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x16\n" +
 	"\x06author\x18\x03 \x01(\tR\x06author\x12\x16\n" +
 	"\x06reason\x18\x04 \x01(\tR\x06reason\x12=\n" +
-	"\achanges\x18\x05 \x03(\v2#.portcullis.admin.v1.ResourceChangeR\achanges\"{\n" +
+	"\achanges\x18\x05 \x03(\v2#.portcullis.admin.v1.ResourceChangeR\achanges\x12G\n" +
+	"\vrevocations\x18\x06 \x03(\x0e2%.portcullis.control.v1.RevocationKindR\vrevocations\"{\n" +
 	"\x0fRollbackRequest\x12\x1a\n" +
 	"\brevision\x18\x01 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x124\n" +
@@ -2929,8 +2940,9 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*v11.NodeStatus)(nil),          // 49: portcullis.control.v1.NodeStatus
 	(*v11.Problem)(nil),             // 50: portcullis.control.v1.Problem
 	(*timestamppb.Timestamp)(nil),   // 51: google.protobuf.Timestamp
-	(*v11.DecisionRecord)(nil),      // 52: portcullis.control.v1.DecisionRecord
-	(*structpb.Struct)(nil),         // 53: google.protobuf.Struct
+	(v11.RevocationKind)(0),         // 52: portcullis.control.v1.RevocationKind
+	(*v11.DecisionRecord)(nil),      // 53: portcullis.control.v1.DecisionRecord
+	(*structpb.Struct)(nil),         // 54: google.protobuf.Struct
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
 	45, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
@@ -2960,77 +2972,78 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	47, // 24: portcullis.admin.v1.HistoryEntry.version:type_name -> portcullis.control.v1.Version
 	51, // 25: portcullis.admin.v1.HistoryEntry.time:type_name -> google.protobuf.Timestamp
 	8,  // 26: portcullis.admin.v1.HistoryEntry.changes:type_name -> portcullis.admin.v1.ResourceChange
-	48, // 27: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
-	47, // 28: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
-	8,  // 29: portcullis.admin.v1.RollbackResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
-	5,  // 30: portcullis.admin.v1.RollbackResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	48, // 31: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	47, // 32: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
-	5,  // 33: portcullis.admin.v1.WaitResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	47, // 34: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
-	49, // 35: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
-	25, // 36: portcullis.admin.v1.StatusResponse.issuers:type_name -> portcullis.admin.v1.IssuerStatus
-	51, // 37: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
-	51, // 38: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
-	52, // 39: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	48, // 40: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	48, // 41: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
-	47, // 42: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
-	5,  // 43: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	47, // 44: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
-	48, // 45: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	53, // 46: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	51, // 47: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	51, // 48: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
-	47, // 49: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
-	51, // 50: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 51: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	51, // 52: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 53: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
-	51, // 54: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	38, // 55: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
-	38, // 56: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
-	3,  // 57: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
-	6,  // 58: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
-	10, // 59: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
-	12, // 60: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
-	14, // 61: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
-	16, // 62: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
-	19, // 63: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
-	21, // 64: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
-	23, // 65: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
-	26, // 66: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
-	28, // 67: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
-	30, // 68: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
-	32, // 69: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
-	34, // 70: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
-	36, // 71: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
-	39, // 72: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
-	41, // 73: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
-	43, // 74: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
-	4,  // 75: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
-	7,  // 76: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
-	11, // 77: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
-	13, // 78: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
-	15, // 79: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
-	17, // 80: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
-	20, // 81: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
-	22, // 82: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
-	24, // 83: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
-	27, // 84: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
-	29, // 85: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
-	31, // 86: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
-	33, // 87: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
-	35, // 88: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
-	37, // 89: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
-	40, // 90: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
-	42, // 91: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
-	44, // 92: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
-	75, // [75:93] is the sub-list for method output_type
-	57, // [57:75] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	57, // [57:57] is the sub-list for extension extendee
-	0,  // [0:57] is the sub-list for field type_name
+	52, // 27: portcullis.admin.v1.HistoryEntry.revocations:type_name -> portcullis.control.v1.RevocationKind
+	48, // 28: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
+	47, // 29: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
+	8,  // 30: portcullis.admin.v1.RollbackResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
+	5,  // 31: portcullis.admin.v1.RollbackResponse.convergence:type_name -> portcullis.admin.v1.Convergence
+	48, // 32: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	47, // 33: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
+	5,  // 34: portcullis.admin.v1.WaitResponse.convergence:type_name -> portcullis.admin.v1.Convergence
+	47, // 35: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
+	49, // 36: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
+	25, // 37: portcullis.admin.v1.StatusResponse.issuers:type_name -> portcullis.admin.v1.IssuerStatus
+	51, // 38: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	51, // 39: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
+	53, // 40: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	48, // 41: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	48, // 42: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
+	47, // 43: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
+	5,  // 44: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
+	47, // 45: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
+	48, // 46: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	54, // 47: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	51, // 48: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	51, // 49: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
+	47, // 50: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
+	51, // 51: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	48, // 52: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	51, // 53: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 54: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
+	51, // 55: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	38, // 56: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
+	38, // 57: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
+	3,  // 58: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
+	6,  // 59: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
+	10, // 60: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
+	12, // 61: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
+	14, // 62: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
+	16, // 63: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
+	19, // 64: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
+	21, // 65: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
+	23, // 66: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
+	26, // 67: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
+	28, // 68: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
+	30, // 69: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
+	32, // 70: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
+	34, // 71: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
+	36, // 72: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
+	39, // 73: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
+	41, // 74: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
+	43, // 75: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
+	4,  // 76: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
+	7,  // 77: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
+	11, // 78: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
+	13, // 79: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
+	15, // 80: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
+	17, // 81: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
+	20, // 82: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
+	22, // 83: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
+	24, // 84: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
+	27, // 85: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
+	29, // 86: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
+	31, // 87: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
+	33, // 88: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
+	35, // 89: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
+	37, // 90: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
+	40, // 91: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
+	42, // 92: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
+	44, // 93: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
+	76, // [76:94] is the sub-list for method output_type
+	58, // [58:76] is the sub-list for method input_type
+	58, // [58:58] is the sub-list for extension type_name
+	58, // [58:58] is the sub-list for extension extendee
+	0,  // [0:58] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }
