@@ -42,7 +42,7 @@ func (k *talk) step(running int64, problem string, vouches bool, ms ...*controlv
 func TestFullAndDelta(t *testing.T) {
 	w := newAuthor(t)
 	a, b, b2 := application("a", "1"), application("b", "1"), application("b", "2")
-	key := credential.Credential{SHA256: [32]byte{1}, ID: revocation.CredentialKey("default", "k"), Workspace: "default", Application: "a"}
+	key := credential.Credential{SHA256: [32]byte{1}, ID: revocation.CredentialKey([32]byte{1}), Workspace: "default", Application: "a"}
 	n := play(t, nil, func(k *talk) error {
 		if k.hello.GetVersion() != nil || k.hello.GetDigest() != nil || len(k.hello.GetFeatures()) == 0 {
 			return fmt.Errorf("hello: %v", k.hello)

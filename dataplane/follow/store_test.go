@@ -31,7 +31,7 @@ type disk struct {
 func newDisk(t testing.TB) *disk {
 	t.Helper()
 	d := &disk{dir: t.TempDir(), sealer: newSealer(t), author: newAuthor(t)}
-	d.key = credential.Credential{SHA256: sha256.Sum256([]byte("k")), ID: revocation.CredentialKey("default", "k"), Workspace: "default", Application: "a"}
+	d.key = credential.Credential{SHA256: sha256.Sum256([]byte("k")), ID: revocation.CredentialKey(sha256.Sum256([]byte("k"))), Workspace: "default", Application: "a"}
 	for v := int64(4); v <= 7; v++ {
 		d.save(t, at(v))
 	}

@@ -181,7 +181,7 @@ func (w *world) key(name, application, scopes string, expires int64) string {
 	}
 	workspace, app, _ := strings.Cut(application, "/")
 	w.deps.Credentials.Put(credential.Credential{
-		SHA256: sum, ID: revocation.CredentialKey(workspace, name), Workspace: workspace, Application: app, Scopes: scopes, Expires: expires,
+		SHA256: sum, ID: revocation.CredentialKey(sum), Workspace: workspace, Application: app, Scopes: scopes, Expires: expires,
 	})
 	w.keys[name] = key
 	return key

@@ -269,7 +269,7 @@ func TestEverythingTravels(t *testing.T) {
 	r := newReplica(t, w, "cp-1", w.state)
 	n := newNode(t, r)
 	r.await(t, w.version)
-	key := credential.Credential{SHA256: [32]byte{1}, ID: revocation.CredentialKey("default", "k"), Workspace: "default", Application: "a"}
+	key := credential.Credential{SHA256: [32]byte{1}, ID: revocation.CredentialKey([32]byte{1}), Workspace: "default", Application: "a"}
 	for _, c := range []stream.Change{
 		{Upserts: []*configv1.Resource{application("a", "2")}},
 		{Deletes: []config.Key{config.KeyOf(application("b", ""))}},

@@ -23,7 +23,8 @@ var ErrInvalid = errors.New("invalid credential")
 type Credential struct {
 	// SHA256 of the whole key as its owner sends it.
 	SHA256 [32]byte
-	// ID is what a revocation calls it; see revocation.CredentialKey.
+	// ID is what a revocation calls it: it follows from SHA256; see
+	// revocation.CredentialKey.
 	ID [16]byte
 	// Workspace and Application name its consumer.
 	Workspace, Application string
@@ -54,7 +55,7 @@ func Of(r *configv1.Resource) (Credential, error) {
 	}
 	c := Credential{
 		SHA256:      [32]byte(sum),
-		ID:          revocation.CredentialKey(m.GetWorkspace(), m.GetName()),
+		ID:          revocation.CredentialKey([sha256.Size]byte(sum)),
 		Workspace:   m.GetWorkspace(),
 		Application: spec.GetApplication(),
 		Scopes:      strings.Join(spec.GetScopes(), " "),

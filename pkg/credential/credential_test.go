@@ -1,6 +1,7 @@
 package credential
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -118,7 +119,7 @@ func resource(edit func(*configv1.Metadata, *configv1.Credential)) *configv1.Res
 func TestOf(t *testing.T) {
 	c, err := Of(resource(nil))
 	want := Credential{
-		ID: revocation.CredentialKey("shop", "ci"), Workspace: "shop", Application: "orders",
+		ID: revocation.CredentialKey([32]byte{}), Workspace: "shop", Application: "orders",
 		Scopes: "orders:read orders:write", Expires: 2_000_000_000,
 	}
 	if err != nil || c != want {
@@ -126,6 +127,12 @@ func TestOf(t *testing.T) {
 	}
 	if c.ExpiredAt(want.Expires-1) || !c.ExpiredAt(want.Expires) || (Credential{}).ExpiredAt(math.MaxInt64) {
 		t.Fatal("ExpiredAt is wrong about its limit")
+	}
+	// What a revocation calls a key belongs to the key, whatever its name.
+	renamed, _ := Of(resource(func(m *configv1.Metadata, _ *configv1.Credential) { m.Workspace, m.Name = "other", "cd" }))
+	rekeyed, _ := Of(resource(func(_ *configv1.Metadata, c *configv1.Credential) { c.GetApiKey().Sha256 = bytes.Repeat([]byte{1}, 32) }))
+	if renamed.ID != c.ID || rekeyed.ID == c.ID {
+		t.Fatalf("ids: %x, renamed %x, of another key %x", c.ID, renamed.ID, rekeyed.ID)
 	}
 	for name, edit := range map[string]func(*configv1.Metadata, *configv1.Credential){
 		"no name":        func(m *configv1.Metadata, _ *configv1.Credential) { m.Name = "" },
@@ -172,7 +179,7 @@ func anyCredential(keys int) *rapid.Generator[Credential] {
 		n := rapid.IntRange(0, keys-1).Draw(t, "n")
 		return Credential{
 			SHA256:      sha256.Sum256(fmt.Append(nil, n)),
-			ID:          revocation.CredentialKey("w", fmt.Sprint(n)),
+			ID:          revocation.CredentialKey(sha256.Sum256(fmt.Append(nil, n))),
 			Workspace:   rapid.SampledFrom([]string{"default", "shop"}).Draw(t, "ws"),
 			Application: rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "app"),
 			Scopes:      rapid.SampledFrom([]string{"", "r", "r w"}).Draw(t, "scopes"),

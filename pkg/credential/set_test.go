@@ -140,7 +140,7 @@ func TestChunksKeepTheirSize(t *testing.T) {
 
 func numbered(i int) Credential {
 	return Credential{
-		SHA256: sha256.Sum256(fmt.Append(nil, i)), ID: revocation.CredentialKey("shop", fmt.Sprint(i)),
+		SHA256: sha256.Sum256(fmt.Append(nil, i)), ID: revocation.CredentialKey(sha256.Sum256(fmt.Append(nil, i))),
 		Workspace: "shop", Application: fmt.Sprint("app-", i), Expires: int64(i),
 	}
 }

@@ -57,9 +57,11 @@ func KeyOf(kind controlv1.RevocationKind, issuer, value string) Key {
 	return k
 }
 
-// CredentialKey is the key of an API key or other Credential.
-func CredentialKey(workspace, name string) Key {
-	return KeyOf(controlv1.RevocationKind_REVOCATION_KIND_CREDENTIAL, "", workspace+"/"+name)
+// CredentialKey is the key of the API key whose SHA-256 is given. It belongs to
+// the key and not to its name, so that a new key under a revoked one's name is
+// not revoked with it.
+func CredentialKey(sum [sha256.Size]byte) Key {
+	return KeyOf(controlv1.RevocationKind_REVOCATION_KIND_CREDENTIAL, "", hex.EncodeToString(sum[:]))
 }
 
 // Kind returns what kind of thing the key names.

@@ -1,6 +1,7 @@
 package revocation
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -34,7 +35,7 @@ const (
 func TestRevokedByKind(t *testing.T) {
 	full := Subject{
 		JTI: "t1", Session: "s1", Subject: "alice", Client: "app", Issuer: "https://i.example",
-		Credential: CredentialKey("shop", "key1"), IssuedAt: 100,
+		Credential: CredentialKey(sha256.Sum256([]byte("key1"))), IssuedAt: 100,
 	}
 	tests := []struct {
 		name    string
@@ -51,8 +52,8 @@ func TestRevokedByKind(t *testing.T) {
 		{"issuer", Entry{Key: KeyOf(issuer, "", "https://i.example"), Before: Always}, full, issuer},
 		{"issuer, the other way", Entry{Key: KeyOf(issuer, "https://i.example", ""), Before: Always}, full, issuer},
 		{"issuer, both ways", Entry{Key: KeyOf(issuer, "https://i.example", "https://i.example"), Before: Always}, full, issuer},
-		{"credential", Entry{Key: CredentialKey("shop", "key1"), Before: Always}, full, credential},
-		{"credential elsewhere", Entry{Key: CredentialKey("other", "key1"), Before: Always}, full, none},
+		{"credential", Entry{Key: CredentialKey(sha256.Sum256([]byte("key1"))), Before: Always}, full, credential},
+		{"another credential", Entry{Key: CredentialKey(sha256.Sum256([]byte("key2"))), Before: Always}, full, none},
 		{"value of another kind", Entry{Key: KeyOf(subject, "", "app"), Before: Always}, full, none},
 		{"issued before", Entry{Key: KeyOf(subject, "", "alice"), Before: 101}, full, subject},
 		{"issued at", Entry{Key: KeyOf(subject, "", "alice"), Before: 100}, full, subject},
@@ -228,7 +229,7 @@ func TestRevokedDoesNotAllocate(t *testing.T) {
 		s.Add(Entry{Key: KeyOf(kind, "", "x")}, Entry{Key: KeyOf(kind, "i", "x")})
 	}
 	x := &Subject{JTI: "0b6ff7b0-93b6-4b7c-8a7e-7e5f2c7c0c55", Session: "session", Subject: "alice@example.com",
-		Client: "client", Issuer: "https://issuer.example/realms/shop", Credential: CredentialKey("a", "b"), IssuedAt: 1}
+		Client: "client", Issuer: "https://issuer.example/realms/shop", Credential: CredentialKey([32]byte{1}), IssuedAt: 1}
 	if n := testing.AllocsPerRun(100, func() { s.Revoked(x) }); n != 0 {
 		t.Fatalf("%v allocations", n)
 	}
