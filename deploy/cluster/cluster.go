@@ -46,6 +46,12 @@ type Config struct {
 	AccessLog io.Writer
 	// AllowLoopbackJWKS accepts http JWKS URLs on loopback.
 	AllowLoopbackJWKS bool
+	// BusListen is where the bus is served to other processes, without TLS and so
+	// on loopback only; empty: to this process only.
+	BusListen string
+	// Adjust may change the configuration of node i, counted from 0, before each of
+	// its starts: tests and load tests put proxies in between. May be nil.
+	Adjust func(i int, cfg *dataplane.Config)
 	// Drain bounds how long a stopping node waits for requests in flight; default
 	// 30 s.
 	Drain time.Duration
@@ -116,7 +122,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	if c.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(c.cfg.Dir, "etcd"), Sealer: sealer}); err != nil {
 		return err
 	}
-	if c.server, err = bus.StartEmbedded(bus.ServerConfig{}); err != nil {
+	if c.server, err = bus.StartEmbedded(bus.ServerConfig{Listen: c.cfg.BusListen, Plaintext: c.cfg.BusListen != ""}); err != nil {
 		return err
 	}
 	if err := c.StartControl(ctx); err != nil {
@@ -224,6 +230,9 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 		if cfg.JoinToken, err = c.plane.JoinToken(ctx, time.Minute); err != nil {
 			return err
 		}
+	}
+	if c.cfg.Adjust != nil {
+		c.cfg.Adjust(i, &cfg)
 	}
 	node, err := dataplane.New(ctx, cfg)
 	if err != nil {
@@ -351,6 +360,12 @@ func (c *Cluster) AdminAddress() string { return c.adminAddress }
 
 // ControlAddress is where nodes find the control plane.
 func (c *Cluster) ControlAddress() string { return c.planeAddress }
+
+// BusURL is where the bus is served to other processes; "" when it is not.
+func (c *Cluster) BusURL() string { return c.server.URL() }
+
+// Store is the cluster's store.
+func (c *Cluster) Store() *store.Etcd { return c.store }
 
 // Authorities is the PEM of the cluster's CA certificates.
 func (c *Cluster) Authorities() []byte { return c.plane.Authorities() }
