@@ -22,7 +22,7 @@ import (
 // may be larger than etcd's defaults before it has to be staged.
 const (
 	embeddedTxnOps       = 4096
-	embeddedRequestBytes = 16 << 20
+	embeddedRequestBytes = 4 << 20
 	embeddedQuota        = 8 << 30
 )
 

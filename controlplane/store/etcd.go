@@ -147,7 +147,7 @@ func (s *Etcd) connect(ctx context.Context) error {
 			return err
 		}
 		s.embedded, s.client, s.streams = e, e.direct, e.streams
-		s.maxOps, s.maxBytes = embeddedTxnOps-16, embeddedRequestBytes/2
+		s.maxOps, s.maxBytes = embeddedTxnOps-16, embeddedRequestBytes/4*3
 		return nil
 	}
 	c, err := clientv3.New(clientv3.Config{

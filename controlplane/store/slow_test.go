@@ -22,11 +22,10 @@ import (
 // of its own.
 func TestExternalSuite(t *testing.T) {
 	c := etcdtest.Start(t, etcdtest.Config{TLS: true, Username: "pc", Password: "secret", Prefix: "/pc/"})
-	n := 0
+	var n atomic.Int32
 	storetest.Run(t, func(t *testing.T) store.Store {
-		n++
 		return open(t, store.Config{
-			Endpoints: c.Endpoints, TLS: c.TLS, Username: "pc", Password: "secret", Prefix: fmt.Sprintf("/pc/%d/", n),
+			Endpoints: c.Endpoints, TLS: c.TLS, Username: "pc", Password: "secret", Prefix: fmt.Sprintf("/pc/%d/", n.Add(1)),
 		})
 	})
 }

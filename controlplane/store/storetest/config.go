@@ -175,7 +175,7 @@ func testOwnership(t *testing.T, s store.Store) {
 
 // testLargeBatch makes a change that no etcd transaction holds.
 func testLargeBatch(t *testing.T, s store.Store) {
-	const n = 5000
+	const n = 4200
 	before := apply(t, s, Upserts(Route("w", "r0", "/old"), Route("w", "gone", "/"), Application("w", "app")))
 	next, stop := follow(t, s, before)
 	defer stop()

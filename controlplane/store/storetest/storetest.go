@@ -21,7 +21,7 @@ import (
 )
 
 // Run tests the stores that open returns. Each is new and empty; open arranges
-// that it is closed.
+// that it is closed, and may be called concurrently.
 func Run(t *testing.T, open func(t *testing.T) store.Store) {
 	for _, c := range []struct {
 		name string
@@ -52,7 +52,10 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"ItemsHold", testItemsHold},
 		{"Closed", testClosed},
 	} {
-		t.Run(c.name, func(t *testing.T) { c.test(t, open(t)) })
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			c.test(t, open(t))
+		})
 	}
 }
 
