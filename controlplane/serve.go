@@ -55,8 +55,8 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 
 // proved passes a proof of being current on to the nodes, on both paths.
 func (p *Plane) proved(event store.Event, head stream.Head) {
-	p.hub.Progress(event.Progress)
-	if p.bus == nil {
+	p.hub.Progress(event.Progress, event.AsOf)
+	if p.bus == nil || time.Since(event.AsOf) > stream.ProofAge {
 		return
 	}
 	// A beat that cannot be sent is noticed by who waits for it.

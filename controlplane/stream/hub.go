@@ -92,6 +92,11 @@ func def[T comparable](p *T, v T) {
 	}
 }
 
+// ProofAge is how old the newest proof of being current may be for a heartbeat to
+// be sent. A replica that is cut off from the store's quorum falls silent, so that
+// its nodes grow stale and follow another.
+const ProofAge = time.Second
+
 // ErrStale says that a published version is not newer than the head.
 var ErrStale = errors.New("version is not newer than the head")
 
@@ -111,6 +116,7 @@ type Hub struct {
 	head      Head
 	signature []byte
 	progress  int64
+	proved    time.Time // as of when the newest proof of progress holds
 	ring      ring
 	welcome   *frame
 	deltas    map[config.Version]*lazyTransfer // by from, to the head
@@ -188,7 +194,7 @@ func (h *Hub) Publish(c Change) error {
 // advance sets the head; h.mu is held.
 func (h *Hub) advance(head Head) {
 	if head.Version.Epoch != h.head.Version.Epoch {
-		h.progress = 0 // revisions start anew
+		h.progress, h.proved = 0, time.Time{} // revisions start anew
 	}
 	h.head = head
 	h.progress = max(h.progress, head.Version.Revision)
@@ -197,12 +203,16 @@ func (h *Hub) advance(head Head) {
 	clear(h.denials)
 }
 
-// Progress notes that the store has been seen up to a revision of the head's
-// epoch. Heartbeats carry it.
-func (h *Hub) Progress(revision int64) {
+// Progress notes a proof: the store has been seen up to a revision of the head's
+// epoch, and had nothing newer as of a moment. Heartbeats carry the revision, and
+// are sent only while the newest proof is less than a second old.
+func (h *Hub) Progress(revision int64, asOf time.Time) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.progress = max(h.progress, revision)
+	if asOf.After(h.proved) {
+		h.proved = asOf
+	}
 }
 
 // SetWelcome sets what each node is told first; connected nodes are told at
@@ -249,10 +259,9 @@ func (h *Hub) Run(ctx context.Context) error {
 			return nil
 		case now := <-beat.C:
 			withDigest := now.Sub(digest) >= h.cfg.DigestEvery
-			if withDigest {
+			if h.beat(now, withDigest) && withDigest {
 				digest = now
 			}
-			h.beat(withDigest)
 			h.registry.forget(now.Add(-h.cfg.Forget))
 			h.full.expire(now)
 		}
@@ -270,22 +279,23 @@ func (h *Hub) start(n int) bool {
 	return true
 }
 
-// beat puts one heartbeat into each node's slot, in place of an unsent one.
-func (h *Hub) beat(withDigest bool) {
+// beat puts one heartbeat into each node's slot, in place of an unsent one. False
+// when there is no fresh proof that the head is the newest, hence no heartbeat.
+func (h *Hub) beat(now time.Time, withDigest bool) bool {
 	h.mu.RLock()
 	m := &controlv1.Heartbeat{Head: h.head.Version.Proto(), Revocations: h.head.Revocations, Progress: h.progress}
 	if withDigest {
 		m.Digest = h.head.Digest[:]
 	}
-	loaded := !h.head.Version.IsZero()
+	current := !h.head.Version.IsZero() && !h.proved.IsZero() && now.Sub(h.proved) <= ProofAge
 	h.mu.RUnlock()
-	if !loaded {
-		return
+	if !current {
+		return false
 	}
 	f, err := freeze(&controlv1.FollowResponse{Kind: &controlv1.FollowResponse_Heartbeat{Heartbeat: m}})
 	if err != nil {
 		h.cfg.Logger.Error("heartbeat", "err", err)
-		return
+		return false
 	}
 	for _, n := range h.connected() {
 		// A heartbeat with digest must not be lost to one without.
@@ -300,6 +310,7 @@ func (h *Hub) beat(withDigest bool) {
 		}
 		n.wake()
 	}
+	return true
 }
 
 func (h *Hub) connected() []*node {

@@ -151,6 +151,17 @@ func newReplica(t testing.TB, w *truth, name string, full func(context.Context) 
 	var running sync.WaitGroup
 	running.Go(func() { _ = server.Serve(r.lis) })
 	running.Go(func() { _ = r.Run(ctx) })
+	running.Go(func() {
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			r.Progress(0, time.Now()) // the store is reached all the time
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	})
 	r.kill = sync.OnceFunc(func() { server.Stop(); cancel(); running.Wait() })
 	t.Cleanup(r.kill)
 	return r
