@@ -286,8 +286,7 @@ func TestDenyLaneAlone(t *testing.T) {
 		}}}
 	}
 	a := application("a", "1")
-	var n *node
-	n = play(t, nil, func(k *talk) error {
+	n := play(t, nil, func(k *talk) error {
 		first := message(&controlv1.Update{Version: at(5).Proto(), Upserts: []*configv1.Resource{a}})
 		last := w.full(t, at(5))
 		last = w.seal(t, &controlv1.Update{Version: last.Version, Chunk: 1}, []*configv1.Resource{a})

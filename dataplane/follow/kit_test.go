@@ -84,7 +84,6 @@ type recorder struct {
 	mu      sync.Mutex
 	applied []Next
 	refuse  func(Next) error
-	changed chan struct{}
 }
 
 func (r *recorder) Apply(_ context.Context, n Next) error {
@@ -119,7 +118,6 @@ type script struct {
 
 // talk is one stream as a script sees it.
 type talk struct {
-	t      testing.TB
 	stream grpc.BidiStreamingServer[controlv1.FollowRequest, controlv1.FollowResponse]
 	hello  *controlv1.Hello
 }

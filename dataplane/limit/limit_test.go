@@ -26,7 +26,8 @@ func TestKeyOf(t *testing.T) {
 	if KeyOf("ab", "c") == KeyOf("a", "bc") || KeyOf("a") == KeyOf("a", "") {
 		t.Error("keys of different parts are equal")
 	}
-	if KeyOf("route", "limit", "x") != KeyOf("route", "limit", "x") {
+	first, second := KeyOf("route", "limit", "x"), KeyOf("route", "limit", "x")
+	if first != second {
 		t.Error("keys of equal parts differ")
 	}
 	long := string(make([]byte, 5000))

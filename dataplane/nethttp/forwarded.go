@@ -18,7 +18,7 @@ type origin struct {
 	chain string
 }
 
-var errForwarded = errors.New("Forwarded and X-Forwarded-For name different clients")
+var errForwarded = errors.New("the fields Forwarded and X-Forwarded-For name different clients")
 
 // resolve finds the client behind trusted proxies: the rightmost address of the
 // chain that is not one of them (as X-Forwarded-For grows on the right, all left

@@ -74,7 +74,7 @@ func TestCountersAgainstMap(t *testing.T) {
 			for _, p := range h.DataPoints {
 				text := func(k string) string {
 					v, _ := p.Attributes.Value(attributeKey(k))
-					return v.Emit()
+					return v.String()
 				}
 				status, reason := text("http.response.status_code"), text("error.type")
 				if status == "" {
@@ -154,7 +154,7 @@ func TestCountersConcurrently(t *testing.T) {
 	wg.Go(func() {
 		for range 50 {
 			produced(t, c)
-			c.Forget(func(_, name string) bool { return name == "orders" })
+			c.Forget("shop", "others")
 		}
 	})
 	wg.Wait()
@@ -174,7 +174,7 @@ func TestCountersConcurrently(t *testing.T) {
 			t.Errorf("%d still active", p.Value)
 		}
 	}
-	c.Forget(func(string, string) bool { return false })
+	c.Forget("shop", "orders")
 	if _, ok := produced(t, c)["portcullis.requests"]; ok {
 		t.Error("a forgotten route is exported")
 	}
