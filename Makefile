@@ -36,9 +36,8 @@ fuzz: ## Run each fuzz target for FUZZTIME (20s)
 golden: ## Rewrite the golden files; read the diff like code
 	go test ./pkg/config/... ./dataplane/policy/... ./controlplane/stream/... ./deploy/... -run 'Golden|Transcript' -update
 
-generate: ## Regenerate Go and OpenAPI from the protos, and the JSON Schema, offline
+generate: ## Regenerate Go and OpenAPI from the protos, offline
 	cd proto && go tool -modfile=tools.mod buf generate
-	gofmt -l proto >/dev/null
 
 lint: ## Check format, vet, staticcheck and the protos
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt'd:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -63,12 +63,18 @@ func (p *Plane) proved(event store.Event, head stream.Head) {
 	_ = p.bus.Publish(bus.Beat, &busv1.Beat{Head: head.Version.Proto(), Revocations: head.Revocations, Progress: event.Progress})
 }
 
+// connectionAge is how long a connection lasts at most: less than a certificate
+// does, so that nobody outstays one by staying connected.
+const connectionAge = identity.DefaultLifetime / 2
+
 // serveControl serves nodes and replicas over mutual TLS.
 func (p *Plane) serveControl(ctx context.Context) error {
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(identity.ServerControl(p.live))),
 		grpc.UnaryInterceptor(access.Unary()), grpc.StreamInterceptor(access.Stream()),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			Time: 10 * time.Second, Timeout: 5 * time.Second, MaxConnectionAge: connectionAge, MaxConnectionAgeGrace: time.Minute,
+		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: time.Second, PermitWithoutStream: true}),
 	)
 	controlv1.RegisterControlServiceServer(server, p.hub)

@@ -91,6 +91,7 @@ type Node struct {
 	front       *nethttp.Server
 	settings    atomic.Pointer[frontSettings]
 	stale       atomic.Uint64
+	draining    atomic.Bool
 }
 
 // frontSettings are what the front end takes of a Gateway resource.
@@ -221,6 +222,9 @@ func (n *Node) Version() config.Version { return n.follower.Status().Version }
 // Ready says whether the node can serve: it runs a configuration, and it has
 // either caught up with the revocations or nobody is there to catch up with.
 func (n *Node) Ready() error {
+	if n.draining.Load() {
+		return errors.New("draining")
+	}
 	if n.gateway.Live() == nil {
 		return errors.New("no configuration yet")
 	}
@@ -252,6 +256,7 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, one := range run {
 		parts.Go(func() error { return one(inner) })
 	}
+	defer context.AfterFunc(ctx, func() { n.draining.Store(true) })()
 	front, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// A part that fails takes the node down in order.
