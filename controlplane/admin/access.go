@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -45,6 +46,14 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 	if err != nil {
 		return nil, err
 	}
+	// A name taken is refused: to put another key there would end the first one
+	// unasked. Two who take the same name at once: the later wins.
+	switch _, err := s.Store.GetCredential(ctx, workspace, name); {
+	case err == nil:
+		return nil, fmt.Errorf("key %s/%s: %w: revoke it first, or choose another name", workspace, name, store.ErrExists)
+	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrInvalid):
+		return nil, err
+	}
 	secret, sum, hint, err := credential.Generate()
 	if err != nil {
 		return nil, err
@@ -73,7 +82,7 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 		return nil, err
 	}
 	return &adminv1.CreateKeyResponse{
-		Key: secret, Name: name, Version: version.Proto(), Convergence: s.converge(ctx, version, req.WaitFor, started),
+		Key: secret, Name: name, Version: version.Proto(), Convergence: s.converge(ctx, operator, version, req.WaitFor, started),
 	}, nil
 }
 
@@ -148,7 +157,7 @@ func (s *Service) listCredentials(ctx context.Context, operator *adminv1.Operato
 // workspacesOf lists the workspaces that the operator covers, sorted.
 func (s *Service) workspacesOf(operator *adminv1.Operator) []string {
 	if len(operator.Workspaces) > 0 {
-		return slices.Sorted(slices.Values(operator.Workspaces))
+		return slices.Compact(slices.Sorted(slices.Values(operator.Workspaces)))
 	}
 	names := []string{config.DefaultWorkspace}
 	current, _ := s.Mirror.Current()
@@ -253,7 +262,7 @@ func (s *Service) entryOf(req *adminv1.RevokeRequest, now time.Time) (*controlv1
 	}
 	key := revocation.KeyOf(picked.kind, scope, picked.value)
 	entry := &controlv1.Revocation{Kind: picked.kind, Key: key[:], ExpiresAt: timestamppb.New(now.Add(lifetime))}
-	target := "revoke " + strings.ToLower(strings.TrimPrefix(picked.kind.String(), "REVOCATION_KIND_"))
+	target := "revoke " + strings.ToLower(strings.TrimPrefix(picked.kind.String(), "REVOCATION_KIND_")) + " " + picked.value
 	if picked.kind == controlv1.RevocationKind_REVOCATION_KIND_JTI {
 		if req.Before != nil {
 			return nil, target, fmt.Errorf("%w: before does not go with jti: one token has one time", ErrInvalid)

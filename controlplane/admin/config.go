@@ -16,6 +16,10 @@ import (
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
+// defaultWorkspace is there from the cluster's first revision on: all others'
+// references fall back to it.
+var defaultWorkspace = config.Key{Kind: config.KindWorkspace, Name: config.DefaultWorkspace}
+
 const (
 	// applyTries bounds how often a write without a version is planned again when
 	// another write came between.
@@ -42,7 +46,7 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.ApplyResponse{Version: version.Proto(), Changes: changes, Convergence: s.converge(ctx, version, req.WaitFor, started)}, nil
+	return &adminv1.ApplyResponse{Version: version.Proto(), Changes: changes, Convergence: s.converge(ctx, operator, version, req.WaitFor, started)}, nil
 }
 
 // Plan implements adminv1.AdminServiceServer.
@@ -78,10 +82,9 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 		if at != nil {
 			planned = config.VersionOf(at)
 		}
+		// Also when nothing would change: this replica's view may be behind, and only
+		// the store knows.
 		changes := plan(current, change)
-		if len(changes) == 0 {
-			return version, nil, nil
-		}
 		full, err := s.Issuers.Complete(ctx, change, current, false)
 		if err != nil {
 			return config.Version{}, nil, err
@@ -106,13 +109,15 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 	}
 }
 
-func (s *Service) converge(ctx context.Context, version config.Version, wait *durationpb.Duration, started time.Time) *adminv1.Convergence {
+// converge waits for the nodes and says what of it the operator may know.
+func (s *Service) converge(ctx context.Context, operator *adminv1.Operator, version config.Version, wait *durationpb.Duration, started time.Time) *adminv1.Convergence {
 	if wait == nil || wait.AsDuration() <= 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(wait.AsDuration(), maxWait))
 	defer cancel()
 	convergence := s.Cluster.AwaitConvergence(ctx, version)
+	convergence.Behind = shown(convergence.Behind, operator)
 	convergence.Took = durationpb.New(time.Since(started))
 	return convergence
 }
@@ -138,12 +143,18 @@ func (s *Service) List(ctx context.Context, req *adminv1.ListRequest) (*adminv1.
 	if req.Kind == "Credential" {
 		return s.listCredentials(ctx, operator, req, size)
 	}
+	var after config.Key
+	if req.PageToken != "" {
+		if after, err = config.ParseKey(req.PageToken); err != nil {
+			return nil, fmt.Errorf("%w: page_token: %w", ErrInvalid, err)
+		}
+	}
 	current, version := s.Mirror.Current()
 	resp := &adminv1.ListResponse{Version: version.Proto()}
 	for resource := range current.All() {
 		key := config.KeyOf(resource)
 		if !visible(operator, key) || req.Kind != "" && key.Kind != req.Kind ||
-			req.Workspace != "" && key.Workspace != req.Workspace || key.String() <= req.PageToken && req.PageToken != "" {
+			req.Workspace != "" && key.Workspace != req.Workspace || req.PageToken != "" && key.Compare(after) <= 0 {
 			continue
 		}
 		if len(resp.Resources) == size {
@@ -181,7 +192,10 @@ func writeScope(key config.Key) string {
 // Get implements adminv1.AdminServiceServer.
 func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.GetResponse, error) {
 	key := config.Key{Kind: req.Kind, Workspace: req.Workspace, Name: req.Name}
-	if key.Workspace == "" && key.Kind != "Workspace" {
+	switch {
+	case key.Kind == config.KindWorkspace:
+		key.Workspace = "" // REST cannot leave it out
+	case key.Workspace == "":
 		key.Workspace = config.DefaultWorkspace
 	}
 	if _, err := s.authorise(ctx, ActionRead, key.String(), scopeOf(key)); err != nil {
@@ -205,7 +219,8 @@ func (s *Service) Get(ctx context.Context, req *adminv1.GetRequest) (*adminv1.Ge
 // Wait implements adminv1.AdminServiceServer.
 func (s *Service) Wait(ctx context.Context, req *adminv1.WaitRequest) (*adminv1.WaitResponse, error) {
 	started := time.Now()
-	if _, err := s.authorise(ctx, ActionRead, "wait"); err != nil {
+	operator, err := s.authorise(ctx, ActionRead, "wait")
+	if err != nil {
 		return nil, err
 	}
 	_, version := s.Mirror.Current()
@@ -216,7 +231,7 @@ func (s *Service) Wait(ctx context.Context, req *adminv1.WaitRequest) (*adminv1.
 	if wait == nil {
 		wait = durationpb.New(defaultWait)
 	}
-	return &adminv1.WaitResponse{Version: version.Proto(), Convergence: s.converge(ctx, version, wait, started)}, nil
+	return &adminv1.WaitResponse{Version: version.Proto(), Convergence: s.converge(ctx, operator, version, wait, started)}, nil
 }
 
 // plan says what the change would change, field by field.
@@ -271,7 +286,11 @@ func vetChange(change *adminv1.Change, reason string) error {
 		keys = append(keys, config.KeyOf(r))
 	}
 	for _, k := range change.Deletes {
-		keys = append(keys, config.KeyOfProto(k))
+		key := config.KeyOfProto(k)
+		if key == defaultWorkspace {
+			return fmt.Errorf("%w: the workspace %s exists from the start and cannot be deleted", ErrInvalid, key.Name)
+		}
+		keys = append(keys, key)
 	}
 	seen := make(map[config.Key]bool, len(keys))
 	for _, key := range keys {

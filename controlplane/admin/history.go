@@ -33,17 +33,27 @@ func (s *Service) History(ctx context.Context, req *adminv1.HistoryRequest) (*ad
 	if limit <= 0 {
 		limit = defaultHistory
 	}
-	records, err := s.Store.History(ctx, req.Before, min(limit, maxHistory), req.Workspace)
-	if err != nil {
-		return nil, err
-	}
+	limit = min(limit, maxHistory)
 	resp := &adminv1.HistoryResponse{}
-	for _, record := range records {
-		if entry := entryOf(record, operator, req.Workspace); entry != nil {
-			resp.Entries = append(resp.Entries, entry)
+	// Further pages are read in place of what the operator may not see.
+	for before := req.Before; ; {
+		records, err := s.Store.History(ctx, before, limit, req.Workspace)
+		if err != nil {
+			return nil, err
+		}
+		for _, record := range records {
+			before = record.Version.Revision
+			if entry := entryOf(record, operator, req.Workspace); entry != nil {
+				resp.Entries = append(resp.Entries, entry)
+			}
+			if len(resp.Entries) == limit {
+				return resp, nil
+			}
+		}
+		if len(records) < limit {
+			return resp, nil
 		}
 	}
-	return resp, nil
 }
 
 // entryOf shows the part of a record that the operator may see; nil when that is
@@ -93,9 +103,17 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream adminv1.AdminService_W
 		version = config.VersionOf(req.After)
 	}
 	for {
+		// Before the history is read: a commit in between must wake the wait below.
+		_, seen := s.Mirror.Current()
 		records, err := s.since(ctx, version.Revision)
 		if err != nil {
 			return err
+		}
+		// The operator may have been deleted or bound since.
+		if len(records) > 0 {
+			if operator, err = s.still(ctx, operator, ActionRead, "watch"); err != nil {
+				return err
+			}
 		}
 		for _, record := range records {
 			version = record.Version
@@ -105,7 +123,6 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream adminv1.AdminService_W
 				}
 			}
 		}
-		_, seen := s.Mirror.Current()
 		next := config.Version{Epoch: version.Epoch, Revision: max(seen.Revision, version.Revision) + 1}
 		if len(records) > 0 {
 			continue
@@ -159,19 +176,22 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	if !slices.ContainsFunc(wanted, func(r *configv1.Resource) bool { return config.KeyOf(r) == defaultWorkspace }) {
+		return nil, fmt.Errorf("%w: revision %d is before the cluster's first configuration: `portcullis history` lists what there is", ErrInvalid, req.Revision)
+	}
 	change := difference(current, wanted)
 	reason := req.Reason
 	if reason == "" {
 		reason = fmt.Sprintf("rollback to revision %d", req.Revision)
 	}
 	if len(change.Upserts)+len(change.Deletes) == 0 {
-		return &adminv1.RollbackResponse{Version: version.Proto(), Convergence: s.converge(ctx, version, req.WaitFor, started)}, nil
+		return &adminv1.RollbackResponse{Version: version.Proto(), Convergence: s.converge(ctx, operator, version, req.WaitFor, started)}, nil
 	}
 	committed, changes, err := s.commit(ctx, change, version.Proto(), store.Meta{Author: operator.Name, Reason: reason, Time: time.Now()})
 	if err != nil {
 		return nil, err
 	}
-	return &adminv1.RollbackResponse{Version: committed.Proto(), Changes: changes, Convergence: s.converge(ctx, committed, req.WaitFor, started)}, nil
+	return &adminv1.RollbackResponse{Version: committed.Proto(), Changes: changes, Convergence: s.converge(ctx, operator, committed, req.WaitFor, started)}, nil
 }
 
 // difference is the change that turns current into wanted.

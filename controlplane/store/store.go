@@ -23,14 +23,14 @@ import (
 var (
 	// ErrConflict: what the write was planned on is not what is stored any more.
 	// Nothing was written; load and plan again.
-	ErrConflict = errors.New("store: conflict: the state has moved on")
+	ErrConflict = errors.New("conflict: the state has moved on")
 	// ErrCompacted: the wanted revisions are not kept any more, or belong to
 	// another epoch. Load again.
 	ErrCompacted = errors.New("store: revision no longer kept")
 	// ErrNotFound: there is nothing by that name.
-	ErrNotFound = errors.New("store: not found")
+	ErrNotFound = errors.New("not found")
 	// ErrExists: there is something by that name already.
-	ErrExists = errors.New("store: exists already")
+	ErrExists = errors.New("exists already")
 	// ErrTooLarge: one resource is too large to be stored.
 	ErrTooLarge = errors.New("store: too large")
 	// ErrInvalid: a key or argument that no caller should pass.

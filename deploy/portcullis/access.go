@@ -344,6 +344,9 @@ func (c *cli) contextCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if c.output != "table" {
+				return c.printValue(cmd, map[string]any{"file": path, "address": file.Address})
+			}
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "file:       %s\naddress:    %s\ncredential: (secret)\n", path, file.Address)
 			return err
 		},

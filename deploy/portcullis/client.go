@@ -78,10 +78,10 @@ func (c *cli) readContext() (contextFile, error) {
 	}
 	var file contextFile
 	if err := yaml.Load(data, &file, yaml.WithKnownFields()); err != nil {
-		return contextFile{}, fmt.Errorf("reading the context %s: %w", path, err)
+		return contextFile{}, fmt.Errorf("%s is not a context file: expected address, ca and credential, as 'portcullis context create' writes them", path)
 	}
 	if file.Address == "" || file.Credential == "" {
-		return contextFile{}, fmt.Errorf("the context %s lacks address or credential", path)
+		return contextFile{}, fmt.Errorf("%s is not a context file: it lacks address or credential", path)
 	}
 	return file, nil
 }
@@ -137,12 +137,27 @@ func fromStatus(err error) *exitCode {
 		code = exitConflict
 		message += "\nSomebody else changed the configuration meanwhile: plan again, then apply."
 	case codes.Unavailable:
-		message = "the control plane cannot be reached: " + message
+		message = "the control plane cannot be reached: " + dialError(message)
+	case codes.Canceled:
+		message = "interrupted"
+	case codes.DeadlineExceeded:
+		message = "the control plane did not answer in time"
 	}
 	if len(problemsOf(st)) > 0 {
 		code = exitInvalid
 	}
 	return &exitCode{code, errors.New(message)}
+}
+
+// dialError leaves of gRPC's wrapping what a reader can act on.
+func dialError(message string) string {
+	if _, cause, found := strings.Cut(message, "Error while dialing: "); found {
+		return strings.TrimSuffix(cause, `"`)
+	}
+	if _, cause, found := strings.Cut(message, "transport: "); found {
+		return strings.TrimSuffix(cause, `"`)
+	}
+	return message
 }
 
 // problemsOf reads the problems that the admin API attaches to a refusal.

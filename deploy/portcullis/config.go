@@ -145,6 +145,10 @@ func (c *cli) apply() *cobra.Command {
 				return located(err, docs)
 			}
 			err = c.print(cmd, resp, func(w io.Writer) error { return printChanges(cmd, w, resp.Changes, false) })
+			if len(resp.Changes) == 0 {
+				unchanged(cmd, resp.Version)
+				return err
+			}
 			return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))
 		},
 	}

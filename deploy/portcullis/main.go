@@ -82,12 +82,15 @@ Start one with 'portcullis standalone --demo', then declare routes with
 		Version:       release,
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return fmt.Errorf("%w\nSee '%s --help'", err, cmd.CommandPath())
+		return hinted(cmd, err)
 	})
 	root.PersistentFlags().StringVar(&c.contextFile, "context", "", "context file: which cluster to talk to, and as whom (default $PORTCULLIS_CONTEXT)")
 	root.PersistentFlags().StringVarP(&c.output, "output", "o", "table", "output format: table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json", "yaml"}, cobra.ShellCompDirectiveNoFileComp))
-	root.PersistentPreRunE = func(*cobra.Command, []string) error {
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if err := cmd.ValidateRequiredFlags(); err != nil {
+			return hinted(cmd, err)
+		}
 		switch c.output {
 		case "table", "json", "yaml":
 			return nil
@@ -108,10 +111,14 @@ Start one with 'portcullis standalone --demo', then declare routes with
 	root.AddCommand(&cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if c.output != "table" {
+				return c.printValue(cmd, map[string]any{"version": release})
+			}
 			_, err := fmt.Fprintln(cmd.OutOrStdout(), "portcullis", release)
 			return err
 		},
 	})
+	explain(root)
 	return root
 }
 

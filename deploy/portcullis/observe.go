@@ -117,7 +117,12 @@ func (c *cli) wait() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return convergence(cmd, resp.Version, resp.Convergence)
+			done := resp.Convergence
+			fmt.Fprintf(cmd.ErrOrStderr(), "%d/%d nodes run revision %s\n", done.GetProgrammed(), done.GetTotal(), versionText(resp.Version))
+			if done.GetConverged() {
+				return nil
+			}
+			return behind(fmt.Sprintf("not in time: %d of %d nodes do not run revision %s:", len(done.GetBehind()), done.GetTotal(), versionText(resp.Version)), done)
 		},
 	}
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to wait")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -39,12 +40,41 @@ func (c *cli) print(cmd *cobra.Command, m proto.Message, table func(w io.Writer)
 // printJSON writes JSON indented, or as YAML. It goes through a generic value,
 // since protojson's spacing is deliberately unstable.
 func (c *cli) printJSON(cmd *cobra.Command, data []byte) error {
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	// A time in seconds is not to become 1.7e+09.
+	decoder.UseNumber()
 	var value any
-	if err := json.Unmarshal(data, &value); err != nil {
+	if err := decoder.Decode(&value); err != nil {
 		return err
 	}
+	return c.printValue(cmd, value)
+}
+
+// numbers turns JSON's numbers into those that YAML writes as numbers.
+func numbers(value any) any {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, member := range v {
+			v[name] = numbers(member)
+		}
+	case []any:
+		for i, member := range v {
+			v[i] = numbers(member)
+		}
+	case json.Number:
+		if n, err := v.Int64(); err == nil {
+			return n
+		}
+		f, _ := v.Float64()
+		return f
+	}
+	return value
+}
+
+// printValue writes a generic value as JSON, or as YAML.
+func (c *cli) printValue(cmd *cobra.Command, value any) error {
 	if c.output == "yaml" {
-		out, err := yaml.Marshal(value)
+		out, err := yaml.Marshal(numbers(value))
 		if err != nil {
 			return err
 		}
@@ -102,7 +132,12 @@ func convergence(cmd *cobra.Command, version *controlv1.Version, done *adminv1.C
 	if done.Converged {
 		return nil
 	}
-	lines := []string{fmt.Sprintf("revision %s is committed, but %d of %d nodes do not run it:", versionText(version), len(done.Behind), done.Total)}
+	return behind(fmt.Sprintf("revision %s is committed, but %d of %d nodes do not run it:", versionText(version), len(done.Behind), done.Total), done)
+}
+
+// behind names the nodes that do not run a version, and why, with exit code 5.
+func behind(message string, done *adminv1.Convergence) error {
+	lines := []string{message}
 	for _, node := range done.Behind {
 		why := "did not answer in time; it runs revision " + versionText(node.Version)
 		if len(node.Problems) > 0 {
@@ -111,6 +146,11 @@ func convergence(cmd *cobra.Command, version *controlv1.Version, done *adminv1.C
 		lines = append(lines, "  "+node.Name+" "+why)
 	}
 	return errorOf(exitNotInTime, fmt.Errorf("%s", strings.Join(lines, "\n")))
+}
+
+// unchanged says that a write wrote nothing.
+func unchanged(cmd *cobra.Command, version *controlv1.Version) {
+	fmt.Fprintf(cmd.ErrOrStderr(), "no changes: the cluster is so already (revision %s)\n", versionText(version))
 }
 
 // progress says on a terminal that a call takes long, until stopped.

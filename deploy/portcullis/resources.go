@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,6 +16,9 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
+
+// completionTimeout bounds how long a press of the tab key waits for the cluster.
+const completionTimeout = 2 * time.Second
 
 // kindOf finds a kind by its name in any case, singular or plural.
 func kindOf(name string) (string, error) {
@@ -27,8 +31,29 @@ func kindOf(name string) (string, error) {
 	return "", fmt.Errorf("unknown kind %q, expected one of %s", name, strings.ToLower(strings.Join(config.Kinds(), ", ")))
 }
 
-func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+// completeKinds offers kinds, then the names that the cluster has of that kind.
+func (c *cli) completeKinds(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 	var names []string
+	if len(args) > 0 {
+		kind, err := kindOf(args[0])
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		client, closeClient, err := c.dial()
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		defer closeClient()
+		ctx, cancel := context.WithTimeout(context.Background(), completionTimeout)
+		defer cancel()
+		workspace, _ := cmd.Flags().GetString("workspace")
+		// Without an answer there is nothing to offer, and nowhere to say so.
+		resources, _ := listAll(ctx, client, kind, workspace)
+		for _, r := range resources {
+			names = append(names, r.Metadata.Name)
+		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
 	for _, kind := range config.Kinds() {
 		names = append(names, strings.ToLower(kind))
 	}
@@ -38,7 +63,7 @@ func completeKinds(*cobra.Command, []string, string) ([]string, cobra.ShellCompD
 func (c *cli) get() *cobra.Command {
 	var workspace string
 	cmd := &cobra.Command{
-		Use: "get [KIND [NAME]]", Short: "Show documents", Args: cobra.MaximumNArgs(2), ValidArgsFunction: completeKinds,
+		Use: "get [KIND [NAME]]", Short: "Show documents", Args: cobra.MaximumNArgs(2), ValidArgsFunction: c.completeKinds,
 		Example: "  portcullis get\n  portcullis get routes -w shop\n  portcullis get route orders -w shop -o yaml",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			kind := ""
@@ -92,7 +117,7 @@ func (c *cli) delete() *cobra.Command {
 	var files []string
 	var flags waitFlags
 	cmd := &cobra.Command{
-		Use: "delete {KIND NAME... | -f FILE}", Short: "Delete documents as one revision", ValidArgsFunction: completeKinds,
+		Use: "delete {KIND NAME... | -f FILE}", Short: "Delete documents as one revision", ValidArgsFunction: c.completeKinds,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			change := &adminv1.Change{}
 			switch {
@@ -218,12 +243,10 @@ func (c *cli) rollback() *cobra.Command {
 				return located(err, nil)
 			}
 			err = c.print(cmd, resp, func(w io.Writer) error {
-				if len(resp.Changes) == 0 {
-					fmt.Fprintf(w, "no changes: the configuration is as it was at revision %d\n", revision)
-				}
 				return printChanges(cmd, w, resp.Changes, false)
 			})
 			if len(resp.Changes) == 0 {
+				unchanged(cmd, resp.Version)
 				return err
 			}
 			return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))

@@ -135,7 +135,11 @@ func runStandalone(cmd *cobra.Command, cfg cluster.Config, demo bool) error {
 	if err != nil {
 		return explainListen(err)
 	}
-	contextPath := filepath.Join(cfg.Dir, "context.yaml")
+	// Absolute, so that the printed line works in any folder.
+	contextPath, err := filepath.Abs(filepath.Join(cfg.Dir, "context.yaml"))
+	if err != nil {
+		return errors.Join(err, c.Stop())
+	}
 	err = keepContext(contextPath, c)
 	if err == nil && demo {
 		var stopDemo func()
