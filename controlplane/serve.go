@@ -112,7 +112,7 @@ func (p *Plane) serveAdmin(ctx context.Context) error {
 		return err
 	}
 	defer func() { _ = conn.Close() }()
-	rest := runtime.NewServeMux()
+	rest := runtime.NewServeMux(runtime.WithErrorHandler(admin.RESTError))
 	if err := adminv1.RegisterAdminServiceHandler(ctx, rest, conn); err != nil {
 		return err
 	}

@@ -49,6 +49,9 @@ var (
 	ErrUnauthenticated = errors.New("no valid operator credential: send it as 'Authorization: Bearer pco_...'")
 	// ErrForbidden: the operator is known and may not.
 	ErrForbidden = errors.New("forbidden")
+	// ErrUnavailable: whether the caller may cannot be found out now. What failed is
+	// for the log: the caller may be anybody.
+	ErrUnavailable = errors.New("the store does not answer: try again")
 )
 
 // operators is the room of the store that holds them, by name; operatorHashes
@@ -82,6 +85,16 @@ func (s *Service) authorise(ctx context.Context, action Action, target string, w
 		return nil, err
 	}
 	return operator, nil
+}
+
+// still is authorise for a call that goes on: it looks the operator up again, and
+// audits only that the permission is gone.
+func (s *Service) still(ctx context.Context, operator *adminv1.Operator, action Action, target string) (*adminv1.Operator, error) {
+	now, err := s.operatorOf(ctx)
+	if err == nil && now.Name == operator.Name && permitted(now, action, nil) == nil {
+		return now, nil
+	}
+	return s.authorise(ctx, action, target)
 }
 
 func permitted(operator *adminv1.Operator, action Action, workspaces []string) error {
@@ -129,7 +142,8 @@ func (s *Service) operatorOf(ctx context.Context) (*adminv1.Operator, error) {
 		return nil, ErrUnauthenticated
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading operators: %w", err)
+		s.Log.ErrorContext(ctx, "reading operators", "error", err)
+		return nil, ErrUnavailable
 	}
 	return s.readOperator(ctx, string(name.Value))
 }
@@ -140,7 +154,8 @@ func (s *Service) readOperator(ctx context.Context, name string) (*adminv1.Opera
 		return nil, ErrUnauthenticated
 	}
 	if err != nil {
-		return nil, fmt.Errorf("reading operators: %w", err)
+		s.Log.ErrorContext(ctx, "reading operators", "error", err)
+		return nil, ErrUnavailable
 	}
 	operator := &adminv1.Operator{}
 	if err := proto.Unmarshal(item.Value, operator); err != nil {

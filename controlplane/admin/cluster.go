@@ -17,6 +17,7 @@ import (
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
 const (
@@ -38,7 +39,7 @@ func (s *Service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv
 	current, version := s.Mirror.Current()
 	credentials, revocations := s.Mirror.Counts()
 	resp := &adminv1.StatusResponse{
-		Version: s.Release, Revision: version.Proto(), Nodes: s.Cluster.Nodes(), Replicas: replicas,
+		Version: s.Release, Revision: version.Proto(), Nodes: shown(s.Cluster.Nodes(), operator), Replicas: replicas,
 		Credentials: int64(credentials), Revocations: int64(revocations),
 	}
 	for resource := range current.All() {
@@ -57,6 +58,26 @@ func (s *Service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv
 		resp.Issuers = append(resp.Issuers, status)
 	}
 	return resp, nil
+}
+
+// shown leaves out of the nodes' problems those that concern other workspaces'
+// resources, but never that there are some.
+func shown(nodes []*controlv1.NodeStatus, operator *adminv1.Operator) []*controlv1.NodeStatus {
+	if covers(operator, everyWorkspace) {
+		return nodes
+	}
+	out := slices.Clone(nodes)
+	for i, node := range out {
+		problems := slices.Clone(node.Problems)
+		for j, p := range problems {
+			if key, err := config.ParseKey(p.Resource); err != nil || !visible(operator, key) {
+				problems[j] = &controlv1.Problem{Reason: "a resource of another workspace was rejected"}
+			}
+		}
+		out[i] = proto.CloneOf(node)
+		out[i].Problems = problems
+	}
+	return out
 }
 
 // Why implements adminv1.AdminServiceServer.

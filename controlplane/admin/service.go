@@ -81,9 +81,6 @@ func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := status.FromError(err); ok {
-		return err
-	}
 	var problems config.Problems
 	if errors.As(err, &problems) {
 		st := status.New(codes.InvalidArgument, problems.Error())
@@ -96,17 +93,26 @@ func toStatus(err error) error {
 		}
 		return st.Err()
 	}
-	code := codes.Internal
-	for sentinel, mapped := range map[error]codes.Code{
-		ErrUnauthenticated: codes.Unauthenticated, ErrForbidden: codes.PermissionDenied, ErrInvalid: codes.InvalidArgument,
-		store.ErrConflict: codes.Aborted, store.ErrNotFound: codes.NotFound, store.ErrExists: codes.AlreadyExists,
-		store.ErrFull: codes.ResourceExhausted, store.ErrTooLarge: codes.InvalidArgument, store.ErrInvalid: codes.InvalidArgument,
-		store.ErrCompacted: codes.OutOfRange, store.ErrUnknown: codes.Unavailable, store.ErrClosed: codes.Unavailable,
-		context.Canceled: codes.Canceled, context.DeadlineExceeded: codes.DeadlineExceeded,
-	} {
-		if errors.Is(err, sentinel) {
-			code = mapped
+	for _, m := range statuses {
+		if errors.Is(err, m.sentinel) {
+			return status.Error(m.code, err.Error())
 		}
 	}
-	return status.Error(code, err.Error())
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Internal, err.Error())
+}
+
+// statuses gives each sentinel its code; of several in one error the first one
+// here counts.
+var statuses = []struct {
+	sentinel error
+	code     codes.Code
+}{
+	{ErrUnauthenticated, codes.Unauthenticated}, {ErrForbidden, codes.PermissionDenied}, {ErrUnavailable, codes.Unavailable},
+	{store.ErrUnknown, codes.Unavailable}, {store.ErrClosed, codes.Unavailable}, {store.ErrFull, codes.ResourceExhausted},
+	{store.ErrConflict, codes.Aborted}, {store.ErrNotFound, codes.NotFound}, {store.ErrExists, codes.AlreadyExists},
+	{store.ErrTooLarge, codes.InvalidArgument}, {store.ErrInvalid, codes.InvalidArgument}, {store.ErrCompacted, codes.OutOfRange},
+	{ErrInvalid, codes.InvalidArgument}, {context.Canceled, codes.Canceled}, {context.DeadlineExceeded, codes.DeadlineExceeded},
 }
