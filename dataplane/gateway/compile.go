@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -37,7 +36,9 @@ type stage struct {
 	routes    map[config.Key]*Route             // nil: removed
 	upstreams map[config.Key]*upstream.Upstream // nil: removed
 	issuers   map[config.Key]*token.Issuer      // nil: removed
-	problems  config.Problems
+	// keys are the newest ones of live issuers that do not change themselves.
+	keys     map[*token.Issuer]*configv1.KeySet
+	problems config.Problems
 }
 
 // Apply implements follow.Applier: it compiles what changed, off the request
@@ -47,6 +48,7 @@ func (g *Gateway) Apply(_ context.Context, next follow.Next) (err error) {
 	s := &stage{
 		g: g, checked: next.Checked, all: next.Affected.All,
 		routes: map[config.Key]*Route{}, upstreams: map[config.Key]*upstream.Upstream{}, issuers: map[config.Key]*token.Issuer{},
+		keys: map[*token.Issuer]*configv1.KeySet{},
 	}
 	defer func() {
 		if cause := recover(); cause != nil {
@@ -72,9 +74,7 @@ func (s *stage) compile(affected config.Affected) {
 		s.upstreams[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
 			acquired, err := s.g.cfg.Pool.Acquire(resource.GetUpstream())
-			if err != nil {
-				s.problems = append(s.problems, problemAt(key, "spec", err))
-			}
+			s.note(key, err)
 			s.upstreams[key] = acquired
 		}
 	}
@@ -82,11 +82,12 @@ func (s *stage) compile(affected config.Affected) {
 		s.issuers[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
 			issuer, err := token.Compile(key.Workspace+"/"+key.Name, resource.GetIssuer(), s.keySet(key), s.g.cfg.Tokens)
-			if err != nil {
-				s.problems = append(s.problems, problemAt(key, "spec", err))
-			}
+			s.note(key, err)
 			s.issuers[key] = issuer
 		}
+	}
+	for _, key := range affected.KeySets {
+		s.rotate(key)
 	}
 	if len(s.problems) > 0 {
 		return
@@ -95,12 +96,32 @@ func (s *stage) compile(affected config.Affected) {
 		s.routes[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
 			compiled, err := s.route(key, resource.GetRoute())
-			if err != nil {
-				s.problems = append(s.problems, problemAt(key, "spec", err))
-			}
+			s.note(key, err)
 			s.routes[key] = compiled
 		}
 	}
+}
+
+func (s *stage) note(key config.Key, err error) {
+	if err != nil {
+		s.problems = append(s.problems, problemAt(key, "spec", err))
+	}
+}
+
+// rotate stages new keys for an issuer that does not change itself, and so for
+// routes that are not compiled again. What cannot be used is refused before any
+// issuer has it.
+func (s *stage) rotate(set config.Key) {
+	key := config.Key{Kind: config.KindIssuer, Workspace: set.Workspace, Name: set.Name}
+	issuer, live := s.g.compiled.issuers[key]
+	if _, staged := s.issuers[key]; staged || !live {
+		return
+	}
+	resource, _ := s.checked.Get(key)
+	keys := s.keySet(key)
+	_, err := token.Compile(issuer.Name(), resource.GetIssuer(), keys, nil)
+	s.note(set, err)
+	s.keys[issuer] = keys
 }
 
 // everything lists all that there is and all that was.
@@ -170,7 +191,6 @@ func (s *stage) upstream(workspace, name string) (*upstream.Upstream, bool) {
 func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 	r := &Route{
 		info: exchange.RouteInfo{Workspace: key.Workspace, Name: key.Name}, timeout: defaultTimeout,
-		counters: s.g.cfg.Counters.Route(key.Workspace, key.Name),
 	}
 	if spec.GetTimeouts().GetRequest() != nil {
 		r.timeout = spec.Timeouts.Request.AsDuration()
@@ -200,17 +220,55 @@ func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 }
 
 // commit makes the stage live: one swap of one pointer. What was replaced is
-// given back after it.
+// given back after it. All that can fail comes before anything changes.
 func (s *stage) commit(version config.Version) error {
 	g := s.g
-	var table route.Table[*target]
-	if live := g.live.Load(); live != nil && !s.all {
-		table = live.routes
+	table, err := s.table()
+	if err != nil {
+		return err
 	}
-	batch := table.Edit()
 	for key, compiled := range s.routes {
-		if before := g.compiled.routes[key]; before != nil && !s.all {
-			for _, p := range before.patterns {
+		if compiled != nil {
+			compiled.counters = g.cfg.Counters.Route(key.Workspace, key.Name)
+		}
+	}
+	// Keys first: a key that was withdrawn is out before anything else is in.
+	for issuer, keys := range s.keys {
+		if err := issuer.SetKeys(keys); err != nil {
+			return err
+		}
+	}
+	snapshot := &Snapshot{Version: version, checked: s.checked, routes: table, settings: s.settings()}
+	replace(g.compiled.routes, s.routes)
+	g.applySettings(snapshot.settings)
+	g.live.Store(snapshot)
+	for _, old := range replace(g.compiled.upstreams, s.upstreams) {
+		old.Release()
+	}
+	replace(g.compiled.issuers, s.issuers)
+	for key, staged := range s.issuers {
+		if staged == nil {
+			g.cfg.Tokens.Forget(key.Workspace + "/" + key.Name)
+		}
+	}
+	for key, staged := range s.routes {
+		if staged == nil {
+			g.cfg.Counters.Forget(key.Workspace, key.Name)
+		}
+	}
+	return nil
+}
+
+// table puts the staged routes in place of those before.
+func (s *stage) table() (route.Table[*target], error) {
+	var before route.Table[*target]
+	if live := s.g.live.Load(); live != nil && !s.all {
+		before = live.routes
+	}
+	batch := before.Edit()
+	for key, compiled := range s.routes {
+		if old := s.g.compiled.routes[key]; old != nil && !s.all {
+			for _, p := range old.patterns {
 				batch.Delete(p)
 			}
 		}
@@ -219,39 +277,11 @@ func (s *stage) commit(version config.Version) error {
 		}
 		for i, p := range compiled.patterns {
 			if err := batch.Put(p, compiled.targets[i]); err != nil {
-				return problemAt(key, "spec", err)
+				return before, problemAt(key, "spec", err)
 			}
 		}
 	}
-	snapshot := &Snapshot{Version: version, checked: s.checked, routes: batch.Table(), settings: settingsOf(s.checked)}
-	replace(g.compiled.routes, s.routes)
-	g.applySettings(snapshot.settings)
-	s.rotate()
-	g.live.Store(snapshot)
-	for _, old := range replace(g.compiled.upstreams, s.upstreams) {
-		old.Release()
-	}
-	for _, old := range replace(g.compiled.issuers, s.issuers) {
-		if _, ok := g.compiled.issuers[issuerKey(old)]; !ok {
-			g.cfg.Tokens.Forget(old.Name())
-		}
-	}
-	return nil
-}
-
-// rotate gives issuers that did not change themselves their newest keys. A key
-// set that cannot be read leaves the issuer without keys: 503, never the old
-// ones.
-func (s *stage) rotate() {
-	for key, issuer := range s.g.compiled.issuers {
-		if _, staged := s.issuers[key]; staged {
-			continue
-		}
-		if err := issuer.SetKeys(s.keySet(key)); err != nil {
-			s.g.cfg.Log.Error("the keys of an issuer cannot be used", "issuer", issuer.Name(), "error", err)
-			_ = issuer.SetKeys(nil)
-		}
-	}
+	return batch.Table(), nil
 }
 
 // discard gives back what a refused stage had acquired.
@@ -280,15 +310,12 @@ func replace[V any](current, staged map[config.Key]*V) []*V {
 	return old
 }
 
-func issuerKey(issuer *token.Issuer) config.Key {
-	workspace, name, _ := strings.Cut(issuer.Name(), "/")
-	return config.Key{Kind: config.KindIssuer, Workspace: workspace, Name: name}
-}
-
-func settingsOf(checked config.Checked) Settings {
-	resource, ok := checked.Get(config.Key{Kind: config.KindGateway, Workspace: config.DefaultWorkspace, Name: "default"})
+// settings are those of the Gateway resource; the same value as long as that is
+// the same, so that who derives something from it can tell.
+func (s *stage) settings() *configv1.Gateway {
+	resource, ok := s.checked.Get(config.Key{Kind: config.KindGateway, Workspace: config.DefaultWorkspace, Name: "default"})
 	if !ok {
-		return Settings{Gateway: &configv1.Gateway{}}
+		return s.g.unset
 	}
-	return Settings{Gateway: resource.GetGateway()}
+	return resource.GetGateway()
 }

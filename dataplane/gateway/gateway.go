@@ -49,8 +49,10 @@ type Gateway struct {
 	live     atomic.Pointer[Snapshot]
 	logs     atomic.Bool
 	unrouted *telemetry.RouteCounters
-	flights  sync.Pool
-	streams  streams
+	// unset is the Gateway resource where there is none.
+	unset   *configv1.Gateway
+	flights sync.Pool
+	streams streams
 
 	// Owned by the goroutine that calls Apply.
 	compiled compiled
@@ -58,7 +60,7 @@ type Gateway struct {
 
 // New returns a gateway that is not ready: it refuses until the first Apply.
 func New(cfg Config) *Gateway {
-	g := &Gateway{cfg: cfg, unrouted: cfg.Counters.Route("", "")}
+	g := &Gateway{cfg: cfg, unrouted: cfg.Counters.Route("", ""), unset: &configv1.Gateway{}}
 	g.compiled = compiled{map[config.Key]*Route{}, map[config.Key]*upstream.Upstream{}, map[config.Key]*token.Issuer{}}
 	if g.cfg.Policy.Now == nil {
 		g.cfg.Policy.Now = time.Now
@@ -75,12 +77,13 @@ func New(cfg Config) *Gateway {
 // Live returns the snapshot that new exchanges meet; nil before the first.
 func (g *Gateway) Live() *Snapshot { return g.live.Load() }
 
-// Settings returns what the Gateway resource says, never nil.
+// Settings returns what the Gateway resource says, never nil, and the same value
+// as long as the resource is the same.
 func (g *Gateway) Settings() *configv1.Gateway {
 	if live := g.live.Load(); live != nil {
-		return live.settings.Gateway
+		return live.settings
 	}
-	return &configv1.Gateway{}
+	return g.unset
 }
 
 // application finds an Application in the newest snapshot, so that one that is
@@ -95,13 +98,13 @@ func (g *Gateway) application(workspace, name string) (*configv1.Application, bo
 }
 
 // applySettings hands what the Gateway resource says to those who ask often.
-func (g *Gateway) applySettings(s Settings) {
+func (g *Gateway) applySettings(spec *configv1.Gateway) {
 	ratio := defaultTraceRatio
-	if tracing := s.Gateway.GetTracing(); tracing != nil && tracing.Ratio != nil {
+	if tracing := spec.GetTracing(); tracing != nil && tracing.Ratio != nil {
 		ratio = *tracing.Ratio
 	}
-	g.cfg.Sampler.Set(ratio, s.Gateway.GetTracing().GetTrustIncoming())
-	g.logs.Store(!s.Gateway.GetAccessLog().GetDisabled())
+	g.cfg.Sampler.Set(ratio, spec.GetTracing().GetTrustIncoming())
+	g.logs.Store(!spec.GetAccessLog().GetDisabled())
 }
 
 // defaultTraceRatio is the share of requests that are traced when the Gateway
@@ -119,26 +122,36 @@ func (g *Gateway) Handle(e *exchange.Exchange) (resp *exchange.Response) {
 			return
 		}
 		g.cfg.Log.Error("a request failed in the gateway's own code", "request_id", e.ID, "panic", cause, "stack", string(debug.Stack()))
+		// What was to change the answer may be what failed.
+		clear(e.After)
+		e.After = e.After[:0]
 		resp = f.refuse(e, &policy.Denial{Reason: policy.InternalError})
 	}()
-	live := g.live.Load()
+	r, denial := f.decide(e)
+	if denial != nil {
+		return f.refuse(e, denial)
+	}
+	return f.forward(e, r)
+}
+
+// decide finds the exchange's route and runs its policies: all that comes before
+// the upstream is asked. On a hit of the token cache it allocates nothing.
+func (f *flight) decide(e *exchange.Exchange) (*Route, *policy.Denial) {
+	live := f.g.live.Load()
 	if live == nil {
-		return f.refuse(e, &policy.Denial{Reason: policy.NotReady, Detail: "The node has no configuration yet."})
+		return nil, &policy.Denial{Reason: policy.NotReady, Detail: "The node has no configuration yet."}
 	}
 	f.version = live.Version
 	target, ok := live.routes.Lookup(e.Request.Host, e.Request.Method, e.Request.Path, &e.Params, func(t *target) bool {
 		return t.accepts(&e.Request)
 	})
 	if !ok {
-		return f.refuse(e, &policy.Denial{Reason: policy.NoRoute})
+		return nil, &policy.Denial{Reason: policy.NoRoute}
 	}
 	r := target.route
 	f.route, e.Route = r, r.info
 	f.startSpan(e)
-	if denial := r.pipeline.Run(e); denial != nil {
-		return f.refuse(e, denial)
-	}
-	return f.forward(e, r)
+	return r, r.pipeline.Run(e)
 }
 
 // Refuse answers what the front end refuses itself; e.Why may say why.
@@ -183,8 +196,8 @@ func denialOf(err error) *policy.Denial {
 		reason = policy.RequestTooLarge
 	case errors.Is(err, exchange.ErrMalformed):
 		reason = policy.RequestMalformed
-	case errors.Is(err, errRevoked):
-		reason = policy.TokenRevoked
+	case errors.Is(err, context.Canceled):
+		reason = policy.ClientGone
 	}
 	return &policy.Denial{Reason: reason, Note: err.Error()}
 }

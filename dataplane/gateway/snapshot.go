@@ -19,16 +19,10 @@ import (
 
 // Snapshot is one version, compiled. It is immutable.
 type Snapshot struct {
-	Version config.Version
-	checked config.Checked
-	routes  route.Table[*target]
-	// settings are the Gateway's, with defaults filled in.
-	settings Settings
-}
-
-// Settings are what the front end and telemetry need of the Gateway resource.
-type Settings struct {
-	Gateway *configv1.Gateway
+	Version  config.Version
+	checked  config.Checked
+	routes   route.Table[*target]
+	settings *configv1.Gateway
 }
 
 // Route is one route, compiled. It is immutable but for its pickers' turns.

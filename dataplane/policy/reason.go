@@ -29,6 +29,8 @@ const (
 	RequestMalformed    Reason = "request_malformed"
 	RequestTooLarge     Reason = "request_too_large"
 	NotReady            Reason = "not_ready"
+	// ClientGone is nobody's refusal: the client left before its answer came.
+	ClientGone Reason = "client_gone"
 	// InternalError is a fault of the gateway itself.
 	InternalError Reason = "internal_error"
 )
@@ -39,13 +41,14 @@ func Reasons() []Reason {
 		NoRoute, CredentialMissing, CredentialMalformed, CredentialDuplicate, TokenExpired, TokenNotYetValid,
 		TokenWrongAudience, TokenWrongIssuer, TokenBadSignature, TokenRevoked, KeyUnknown, KeyExpired, ScopeMissing,
 		RuleDenied, ExpressionError, LimitExceeded, RevocationsStale, KeysUnavailable, UpstreamUnavailable,
-		UpstreamTimeout, RequestMalformed, RequestTooLarge, NotReady, InternalError,
+		UpstreamTimeout, RequestMalformed, RequestTooLarge, NotReady, ClientGone, InternalError,
 	}
 }
 
 // Status returns the HTTP status: of RFC 9110 section 15, of RFC 6750 section 3.1
 // for what is wrong with a credential (two of them are an invalid_request), of
-// RFC 6585 section 4 for limits. 500 for what is no reason.
+// RFC 6585 section 4 for limits. 499, which nobody receives, is what nginx logs
+// for a client that left. 500 for what is no reason.
 func (r Reason) Status() int {
 	switch r {
 	case RequestMalformed, CredentialDuplicate:
@@ -61,6 +64,8 @@ func (r Reason) Status() int {
 		return 413
 	case LimitExceeded:
 		return 429
+	case ClientGone:
+		return 499
 	case UpstreamUnavailable:
 		return 502
 	case RevocationsStale, KeysUnavailable, NotReady:
@@ -121,6 +126,8 @@ func (r Reason) Title() string {
 		return "The request is too large"
 	case NotReady:
 		return "The node is not ready"
+	case ClientGone:
+		return "The client closed the connection"
 	}
 	return "The gateway failed"
 }

@@ -196,6 +196,17 @@ func (u *Upstream) Release() {
 	})
 }
 
+// Users returns how many upstreams are acquired and not released.
+func (p *Pool) Users() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := 0
+	for _, t := range p.transports {
+		n += t.users
+	}
+	return n
+}
+
 // Close closes all idle connections. Requests in flight go on.
 func (p *Pool) Close() {
 	p.mu.Lock()

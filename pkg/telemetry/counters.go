@@ -97,16 +97,12 @@ func (c *Counters) Route(workspace, name string) *RouteCounters {
 	return r
 }
 
-// Forget drops the counters of routes that keep does not want. Requests in flight
-// may still count on them; nobody reads it.
-func (c *Counters) Forget(keep func(workspace, name string) bool) {
+// Forget drops the counters of a route that is gone. Requests in flight may still
+// count on them; nobody reads it.
+func (c *Counters) Forget(workspace, name string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for key := range c.routes {
-		if key != (routeKey{}) && !keep(key.workspace, key.name) {
-			delete(c.routes, key)
-		}
-	}
+	delete(c.routes, routeKey{workspace, name})
 }
 
 // Began counts a request in flight; Ended takes it back with the same arguments.
