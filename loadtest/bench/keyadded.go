@@ -1,0 +1,8 @@
+package main
+
+import (
+	"context"
+	"errors"
+)
+
+func measureKeyAdded(ctx context.Context) ([]reading, error) { return nil, errors.New("later") }
