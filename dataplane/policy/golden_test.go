@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -14,6 +15,7 @@ import (
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/credential"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
@@ -139,7 +141,15 @@ func (w *world) change(words []string) {
 		w.deps.Freshness.Heard(0, w.now.Unix(), w.now)
 	case "revoke":
 		kind := controlv1.RevocationKind(controlv1.RevocationKind_value["REVOCATION_KIND_"+words[1]])
-		w.revoke(kind, "", words[2], w.now.Unix())
+		value := words[2]
+		if kind == controlv1.RevocationKind_REVOCATION_KIND_CREDENTIAL {
+			sum, ok := credential.Parse(w.keys[value])
+			if !ok {
+				w.t.Fatalf("no key is named %q yet", value)
+			}
+			value = hex.EncodeToString(sum[:])
+		}
+		w.revoke(kind, "", value, w.now.Unix())
 	case "disable":
 		w.disabled[words[1]] = true
 	default:
