@@ -228,7 +228,9 @@ func (n *Node) Ready() error {
 	if n.gateway.Live() == nil {
 		return errors.New("no configuration yet")
 	}
-	if status := n.follower.Status(); status.Connected && !n.freshness.Ready() {
+	// A node that has just started asks first: what it held when it stopped may not
+	// be all that is revoked by now.
+	if status := n.follower.Status(); (status.Connected || !status.Sought) && !n.freshness.Ready() {
 		return errors.New("catching up with revocations")
 	}
 	return nil

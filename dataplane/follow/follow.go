@@ -95,7 +95,14 @@ type Status struct {
 	// Connected says that a control plane is being followed, Address which.
 	Connected bool
 	Address   string
+	// Sought says that since Run began every control plane has been tried, or has
+	// had seekTime to answer: whoever is not connected then has nobody to wait for.
+	Sought bool
 }
+
+// seekTime is how long a node that starts waits for control planes that do not
+// even refuse it.
+const seekTime = 2 * time.Second
 
 // Follower keeps a node at the newest version. Its methods are safe for
 // concurrent use.
@@ -159,12 +166,16 @@ func (f *Follower) Run(ctx context.Context) error {
 		running.Go(func() { f.save(ctx) })
 	}
 	order := rand.Perm(len(f.cfg.Addresses))
+	defer time.AfterFunc(seekTime, f.sought).Stop()
 	failures := 0
 	for i := 0; ctx.Err() == nil; i++ {
 		address := f.cfg.Addresses[order[i%len(order)]]
 		heard, err := f.session(ctx, address)
 		if ctx.Err() != nil {
 			break
+		}
+		if i+1 >= len(order) {
+			f.sought()
 		}
 		f.cfg.Logger.Warn("stream from the control plane ended", "address", address, "err", err)
 		if heard {
@@ -180,6 +191,12 @@ func (f *Follower) Run(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+func (f *Follower) sought() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.status.Sought = true
 }
 
 // backoff draws a pause with full jitter, so that a thousand nodes that lost one
