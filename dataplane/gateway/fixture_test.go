@@ -70,7 +70,10 @@ const (
 	panicName   = "panic.example"
 )
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigAt(t, time.Now) }
+
+// newRigAt makes a rig with a clock of its own.
+func newRigAt(t testing.TB, clock func() time.Time) *rig {
 	r := &rig{TB: t, counters: telemetry.NewCounters(), sampler: &telemetry.Sampler{}, stale: func() {}}
 	r.pool = upstream.NewPool(upstream.Config{TLS: func(spec *configv1.UpstreamTLS) (*tls.Config, error) {
 		switch spec.GetServerName() {
@@ -86,6 +89,7 @@ func newRig(t testing.TB) *rig {
 		Limiter: limit.New(limit.Config{Node: "n1", Boot: 1, Start: started}), Expr: expr.New(),
 		KeyMissing:  func(issuer string) { r.missing = append(r.missing, issuer) },
 		ServedStale: func(exchange.RouteInfo) { r.stale() },
+		Now:         clock,
 	}
 	r.deps.Freshness.Heard(0, 1, started)
 	r.g = New(Config{
@@ -226,13 +230,14 @@ func b64(v any) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// claims are the usual ones with changes to them.
+// claims are the usual ones with changes to them; nil removes.
 func claims(changes map[string]any) map[string]any {
 	c := map[string]any{
 		"iss": "https://local.example", "sub": "alice", "aud": "https://api.example", "jti": "t-1",
 		"iat": started.Unix() - 60, "exp": started.Unix() + 600, "client_id": "web", "scope": "orders:read",
 	}
 	maps.Copy(c, changes)
+	maps.DeleteFunc(c, func(_ string, v any) bool { return v == nil })
 	return c
 }
 
