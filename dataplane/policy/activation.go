@@ -24,13 +24,13 @@ type activation exchange.Exchange
 func (a *activation) ResolveName(name string) (any, bool) {
 	switch name {
 	case expr.RequestMethod:
-		return a.Request.Method, true
+		return methodValue(a.Request.Method), true
 	case expr.RequestPath:
-		return a.Request.Path, true
+		return types.String(a.Request.Path), true
 	case expr.RequestHost:
-		return a.Request.Host, true
+		return types.String(a.Request.Host), true
 	case expr.RequestScheme:
-		return a.Request.Scheme, true
+		return types.String(a.Request.Scheme), true
 	case expr.RequestPeer:
 		return a.Request.Peer.Unmap().String(), true
 	case expr.RequestHeaders:
@@ -56,7 +56,30 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	case expr.AuthGroups:
 		return a.Identity.Groups, true
 	}
-	return a.text(name)
+	text, ok := a.text(name)
+	return types.String(text), ok
+}
+
+// methodValue is the value that CEL makes of a method. The usual ones are
+// constants, which cost no allocation: most rules begin with the method.
+func methodValue(method string) any {
+	switch method {
+	case "GET":
+		return types.String("GET")
+	case "HEAD":
+		return types.String("HEAD")
+	case "POST":
+		return types.String("POST")
+	case "PUT":
+		return types.String("PUT")
+	case "PATCH":
+		return types.String("PATCH")
+	case "DELETE":
+		return types.String("DELETE")
+	case "OPTIONS":
+		return types.String("OPTIONS")
+	}
+	return types.String(method)
 }
 
 // text returns the names of the identity that are strings.

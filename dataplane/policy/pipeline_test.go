@@ -21,7 +21,7 @@ metadata: {workspace: shop, name: route}
 spec:
   policies:
     - rateLimit: {limits: [{name: second, requests: 1000000, window: 1s}, {name: hour, requests: 900000000, window: 1h}]}
-    - authorize: {rules: [{scopes: ["orders:read"]}]}
+    - authorize: {rules: [{when: "request.method == 'GET'", scopes: ["orders:read"]}]}
     - jwt: {issuers: [local], audiences: ["https://api.example"]}
     - headers: {request: {set: {X-Env: prod}}, response: {remove: [Server]}}
   revocation: {maxStaleness: 5s}
@@ -148,7 +148,7 @@ func TestRunConcurrently(t *testing.T) {
 			var e exchange.Exchange
 			for i := range 300 {
 				e.Reset()
-				e.Received, e.Route = noon, exchange.RouteInfo{Workspace: "shop", Name: "route"}
+				e.Received, e.Route, e.Request.Method = noon, exchange.RouteInfo{Workspace: "shop", Name: "route"}, "GET"
 				bearer, want := good, Reason("")
 				if i%3 == 0 {
 					bearer, want = bad, ScopeMissing
