@@ -364,6 +364,9 @@ func (c *Cluster) ControlAddress() string { return c.planeAddress }
 // BusURL is where the bus is served to other processes; "" when it is not.
 func (c *Cluster) BusURL() string { return c.server.URL() }
 
+// StopBus ends the bus for good: the cluster goes on without it.
+func (c *Cluster) StopBus() error { return c.server.Close() }
+
 // Store is the cluster's store.
 func (c *Cluster) Store() *store.Etcd { return c.store }
 
