@@ -1,6 +1,7 @@
 package nethttp
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -28,8 +29,31 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 		s.exchanges.Put(e)
 	}()
 	e.Context, e.Received = r.Context(), h.received
+	if h.length < 0 {
+		ctx, done := c.because(r.Context())
+		defer done()
+		e.Context = ctx
+	}
 	resp := s.answer(e, c, h, r)
 	s.respond(w, e, c, resp)
+}
+
+// because derives a context that ends with parent and says why. net/http ends a
+// request's context whenever reading from the connection fails: also when the
+// body is broken, and then the client has not left but is owed a 400.
+func (c *conn) because(parent context.Context) (ctx context.Context, done func()) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(parent))
+	stop := context.AfterFunc(parent, func() {
+		if broken := c.broken.Load(); broken != nil {
+			cancel(*broken)
+			return
+		}
+		cancel(context.Cause(parent))
+	})
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // answer asks the handler, or for the refusal that the request deserves.
