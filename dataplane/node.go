@@ -220,8 +220,12 @@ func (n *Node) frontSettings() *nethttp.Settings {
 func (n *Node) Version() config.Version { return n.follower.Status().Version }
 
 // Ready says whether the node can serve: it runs a configuration, and it has
-// either caught up with the revocations or nobody is there to catch up with.
+// either caught up with the revocations or nobody is there to catch up with. A
+// node that is to stop is not ready, so that balancers turn elsewhere.
 func (n *Node) Ready() error {
+	if n.draining.Load() {
+		return errors.New("draining")
+	}
 	if n.draining.Load() {
 		return errors.New("draining")
 	}
@@ -245,6 +249,7 @@ func (n *Node) Limits() limit.Stats { return n.limiter.Stats() }
 // Run serves until ctx ends, then drains: requests in flight are finished before
 // anything that they need ends.
 func (n *Node) Run(ctx context.Context) error {
+	defer context.AfterFunc(ctx, func() { n.draining.Store(true) })()
 	// What requests need outlives the front end.
 	inner, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

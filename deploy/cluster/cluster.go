@@ -49,6 +49,9 @@ type Config struct {
 	// BusListen is where the bus is served to other processes, without TLS and so
 	// on loopback only; empty: to this process only.
 	BusListen string
+	// Store says how the store is opened; Dir, when there are no Endpoints, and
+	// Sealer are set here.
+	Store store.Config
 	// Adjust may change the configuration of node i, counted from 0, before each of
 	// its starts: tests and load tests put proxies in between. May be nil.
 	Adjust func(i int, cfg *dataplane.Config)
@@ -119,7 +122,12 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if c.store, err = store.Open(ctx, store.Config{Dir: filepath.Join(c.cfg.Dir, "etcd"), Sealer: sealer}); err != nil {
+	kept := c.cfg.Store
+	kept.Sealer = sealer
+	if len(kept.Endpoints) == 0 {
+		kept.Dir = filepath.Join(c.cfg.Dir, "etcd")
+	}
+	if c.store, err = store.Open(ctx, kept); err != nil {
 		return err
 	}
 	if c.server, err = bus.StartEmbedded(bus.ServerConfig{Listen: c.cfg.BusListen, Plaintext: c.cfg.BusListen != ""}); err != nil {
