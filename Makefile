@@ -13,8 +13,8 @@ FUZZTIME ?= 20s
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-run: build ## Run a cluster in one process, with two demo upstreams, on 127.0.0.1:8080
-	./bin/portcullis standalone --demo --data-dir portcullis-data
+run: build ## Run a cluster in one process, with two demo upstreams, on 127.0.0.1:8080; ARGS are its further flags
+	./bin/portcullis standalone --demo --data-dir portcullis-data $(ARGS)
 
 build: ## Build the one binary into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/portcullis ./deploy/portcullis
