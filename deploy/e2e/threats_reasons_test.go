@@ -1,0 +1,302 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"portcullis.dev/portcullis/dataplane/policy"
+	"portcullis.dev/portcullis/deploy/cluster"
+	"portcullis.dev/portcullis/pkg/credential"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+)
+
+// logBuffer collects an access log.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// line returns the log's line of a request, once it is written.
+func (l *logBuffer) line(h *harness, id string) (line map[string]any) {
+	h.t.Helper()
+	h.until("the access log's line of "+id, func() error {
+		for text := range strings.Lines(l.String()) {
+			if strings.Contains(text, `"request_id":"`+id+`"`) && strings.HasSuffix(text, "\n") {
+				return json.Unmarshal([]byte(text), &line)
+			}
+		}
+		return fmt.Errorf("there is none")
+	})
+	return line
+}
+
+// metrics scrapes node i.
+func (h *harness) metrics(i int) string {
+	h.t.Helper()
+	resp, err := h.client.Get("http://" + h.MetricsAddresses()[i] + "/metrics")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	data, err := io.ReadAll(resp.Body)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return string(data)
+}
+
+// theirs are the reasons that no request can bring about on purpose.
+var unprovoked = []policy.Reason{policy.InternalError}
+
+// reasonRow provokes one reason.
+type reasonRow struct {
+	reason policy.Reason
+	node   int
+	// provoke returns the refusal, or for client_gone only a request id.
+	provoke func() answer
+	// challenge and header are what the RFCs ask for beside the status.
+	challenge, header string
+}
+
+// Every reason to refuse is met on the wire: with its status, its problem, its
+// challenge, a line in the log and a counter.
+func TestThreatReasons(t *testing.T) {
+	log, dir := &logBuffer{}, t.TempDir()
+	h := start(t, cluster.Config{Dir: dir, Nodes: 2, AccessLog: log, MetricsListen: "127.0.0.1:0", AllowLoopbackJWKS: true})
+	k := newES256(t, "k1")
+	slow := newRecorder(t)
+	begun, release := make(chan struct{}, 8), make(chan struct{})
+	slow.answer(func(_ http.ResponseWriter, r *http.Request) {
+		begun <- struct{}{}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	defer close(release)
+	h.apply(reasonsConfig(t, k, slow.URL))
+
+	key, err := h.admin.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Application: "app", Name: "short", Ttl: durationpb.New(time.Second), WaitFor: durationpb.New(patience)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unknown, _, _, err := credential.Generate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	revoked := k.token("jti", "to-be-revoked")
+	if _, err := h.admin.Revoke(t.Context(), &adminv1.RevokeRequest{Jti: "to-be-revoked"}); err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Unix()
+	bearerAt := func(path, token string) func() answer {
+		return func() answer { return h.get(0, path, authorization(token)...) }
+	}
+	keyAt := func(key string) func() answer { return func() answer { return h.get(0, "/keyed", "X-API-Key", key) } }
+	until := func(reason policy.Reason, f func() answer) func() answer {
+		return func() (a answer) {
+			h.until(string(reason), func() error {
+				if a = f(); a.Reason != string(reason) {
+					return fmt.Errorf("%+v", a)
+				}
+				return nil
+			})
+			return a
+		}
+	}
+	invalid, keyed := `Bearer realm="portcullis", error="invalid_token"`, `ApiKey realm="portcullis", header="X-API-Key"`
+	control := func(f func(context.Context) error) {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := f(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rows := []reasonRow{
+		{reason: policy.NoRoute, provoke: func() answer { return h.get(0, "/nowhere") }},
+		{reason: policy.CredentialMissing, provoke: func() answer { return h.get(0, "/api") }, challenge: `Bearer realm="portcullis"`},
+		{reason: policy.CredentialMalformed, provoke: bearerAt("/api", "no-token"), challenge: invalid},
+		{reason: policy.CredentialDuplicate, provoke: func() answer {
+			return h.get(0, "/api", append(authorization(k.token()), authorization(k.token())...)...)
+		}, challenge: `Bearer realm="portcullis", error="invalid_request"`},
+		{reason: policy.TokenExpired, provoke: bearerAt("/api", k.token("iat", now-600, "exp", now-300)), challenge: invalid},
+		{reason: policy.TokenNotYetValid, provoke: bearerAt("/api", k.token("nbf", now+300)), challenge: invalid},
+		{reason: policy.TokenWrongAudience, provoke: bearerAt("/api", k.token("aud", "x")), challenge: invalid},
+		{reason: policy.TokenWrongIssuer, provoke: bearerAt("/api", k.token("iss", "https://x")), challenge: invalid},
+		{reason: policy.TokenBadSignature, provoke: bearerAt("/api", newES256(t, "k1").token()), challenge: invalid},
+		{reason: policy.TokenRevoked, provoke: until(policy.TokenRevoked, bearerAt("/api", revoked)), challenge: invalid},
+		{reason: policy.KeyUnknown, provoke: keyAt(unknown), challenge: keyed},
+		{reason: policy.KeyExpired, provoke: until(policy.KeyExpired, keyAt(key.Key)), challenge: keyed},
+		{reason: policy.ScopeMissing, provoke: bearerAt("/scoped", k.token()), challenge: `Bearer realm="portcullis", error="insufficient_scope"`},
+		{reason: policy.RuleDenied, provoke: bearerAt("/ruled", k.token("tenant", "b"))},
+		{reason: policy.ExpressionError, provoke: bearerAt("/ruled", k.token())},
+		{reason: policy.LimitExceeded, provoke: until(policy.LimitExceeded, func() answer { return h.get(0, "/limited") }), header: "Retry-After"},
+		{reason: policy.KeysUnavailable, provoke: bearerAt("/keyless", k.token("iss", "https://dead.example")), header: "Retry-After"},
+		{reason: policy.UpstreamUnavailable, provoke: func() answer { return h.get(0, "/down") }},
+		{reason: policy.UpstreamTimeout, provoke: func() answer { return h.get(0, "/late") }},
+		{reason: policy.RequestMalformed, provoke: func() answer { return h.one(t, request("GET", "/..;/api", "Host: a")) }},
+		{reason: policy.RequestTooLarge, provoke: func() answer { return h.one(t, request("POST", "/open", "Host: a", "Content-Length: 1073741824")) }},
+		{reason: policy.ClientGone, provoke: func() answer { return h.leave(t, "/hang", begun) }},
+		{reason: policy.RevocationsStale, provoke: func() answer {
+			if err := h.StopControl(); err != nil {
+				t.Fatal(err)
+			}
+			return until(policy.RevocationsStale, bearerAt("/fresh", k.token()))()
+		}, header: "Retry-After"},
+		{reason: policy.NotReady, node: 1, provoke: func() answer {
+			if err := h.StopNode(1); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(filepath.Join(dir, "nodes", "node-2", "last-known-good")); err != nil {
+				t.Fatal(err)
+			}
+			control(func(ctx context.Context) error { return h.StartNode(ctx, 1) })
+			return h.get(1, "/open")
+		}},
+	}
+	// One before the loop: the timeout's request has begun too.
+	met := map[policy.Reason]bool{}
+	for _, row := range rows {
+		met[row.reason] = true
+		t.Run(string(row.reason), func(t *testing.T) { row.check(t, h, log) })
+	}
+	for _, reason := range policy.Reasons() {
+		if !met[reason] && !slices.Contains(unprovoked, reason) {
+			t.Errorf("no row provokes %s", reason)
+		}
+	}
+	// A healed cluster serves again.
+	control(h.StartControl)
+	h.until("both nodes serve again", func() error {
+		for node := range 2 {
+			if a := h.get(node, "/fresh", authorization(k.token())...); a.Status != 200 {
+				return fmt.Errorf("node %d: %+v", node, a)
+			}
+		}
+		return nil
+	})
+}
+
+func (row reasonRow) check(t *testing.T, h *harness, log *logBuffer) {
+	h.up.take()
+	a := row.provoke()
+	if row.reason != policy.ClientGone {
+		refused(t, "the answer", a, row.reason.Status(), string(row.reason))
+	}
+	if challenges := a.Header.Values("WWW-Authenticate"); row.challenge == "" && len(challenges) > 0 ||
+		row.challenge != "" && (len(challenges) != 1 || !strings.HasPrefix(challenges[0], row.challenge)) {
+		t.Errorf("WWW-Authenticate %q, want %q", challenges, row.challenge)
+	}
+	if row.header != "" && a.Header.Get(row.header) == "" {
+		t.Errorf("no %s in %v", row.header, a.Header)
+	}
+	id := a.RequestID
+	if id == "" {
+		id = a.Header.Get("X-Request-Id")
+	}
+	line := log.line(h, id)
+	if line["reason"] != string(row.reason) || line["status"] != float64(row.reason.Status()) || line["node"] != fmt.Sprintf("node-%d", row.node+1) {
+		t.Errorf("the log says %v", line)
+	}
+	if metrics := h.metrics(row.node); !strings.Contains(metrics, `portcullis_reason="`+string(row.reason)+`"`) {
+		t.Error("no counter has the reason")
+	}
+	switch row.reason {
+	case policy.LimitExceeded, policy.RevocationsStale: // others before it were served
+	default:
+		h.untouched(t, "the refused request")
+	}
+}
+
+// leave closes the connection while the upstream works, and returns the id that
+// the request had: the test's own, since its peer is a trusted proxy.
+func (h *harness) leave(t *testing.T, path string, begun <-chan struct{}) answer {
+	t.Helper()
+	for len(begun) > 0 {
+		<-begun
+	}
+	conn, err := net.Dial("tcp", h.Addresses()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(conn, request("GET", path, "Host: a", "X-Request-Id: the-client-that-left")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-begun:
+	case <-time.After(patience):
+		t.Fatal("the request did not reach its upstream")
+	}
+	if err := conn.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return answer{Header: http.Header{}, RequestID: "the-client-that-left"}
+}
+
+func reasonsConfig(t *testing.T, k keyPair, slow string) string {
+	ext := "{jwt: {issuers: [ext], audiences: [https://api.example]}}"
+	at := func(name, policies string, more ...string) string {
+		return routeYAML(name, append([]string{"matches: [{path: {prefix: /" + name + "}}]", "policies: [" + policies + "]"}, more...)...)
+	}
+	public := func(name, upstream string, more ...string) string {
+		return strings.Replace(at(name, "", append(more, "public: true")...), "{upstream: up}", "{upstream: "+upstream+"}", 1)
+	}
+	return issuerWith(k) + fmt.Sprintf(`
+---
+apiVersion: portcullis.dev/v1
+kind: Gateway
+metadata: {name: default}
+spec: {trustedProxies: [127.0.0.0/8]}
+---
+apiVersion: portcullis.dev/v1
+kind: Issuer
+metadata: {name: dead}
+spec: {issuer: 'https://dead.example', jwksUri: 'http://%s/jwks'}
+---
+apiVersion: portcullis.dev/v1
+kind: Application
+metadata: {name: app}
+spec: {description: test}
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: slow}
+spec: {endpoints: [{url: %q}]}
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: down}
+spec: {endpoints: [{url: 'http://%s'}]}
+`, freePort(t), slow, freePort(t)) +
+		at("api", ext) + at("keyed", "{apiKey: {}}") + at("keyless", "{jwt: {issuers: [dead], audiences: [https://api.example]}}") +
+		at("scoped", ext+", {authorize: {rules: [{name: r, scopes: [admin]}]}}") +
+		at("ruled", ext+", {authorize: {rules: [{name: r, require: \"auth.claims.tenant == 'a'\"}]}}") +
+		at("fresh", ext, "revocation: {maxStaleness: 500ms, onStale: deny}") +
+		at("limited", "{rateLimit: {limits: [{name: hour, requests: 1, window: 1h}]}}", "public: true") +
+		public("open", "up") + public("down", "down") + public("late", "slow", "timeouts: {request: 100ms}") + public("hang", "slow")
+}
