@@ -226,9 +226,6 @@ func (n *Node) Ready() error {
 	if n.draining.Load() {
 		return errors.New("draining")
 	}
-	if n.draining.Load() {
-		return errors.New("draining")
-	}
 	if n.gateway.Live() == nil {
 		return errors.New("no configuration yet")
 	}
@@ -263,7 +260,6 @@ func (n *Node) Run(ctx context.Context) error {
 	for _, one := range run {
 		parts.Go(func() error { return one(inner) })
 	}
-	defer context.AfterFunc(ctx, func() { n.draining.Store(true) })()
 	front, cancel := context.WithCancel(ctx)
 	defer cancel()
 	// A part that fails takes the node down in order.

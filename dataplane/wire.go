@@ -2,6 +2,8 @@ package dataplane
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,6 +22,11 @@ import (
 // does, and limits go by their partition policy.
 type wire struct {
 	node *Node
+	// connect opens a bus; missed asks the stream for what the bus did not bring.
+	connect func(context.Context, bus.Config) (bus.Bus, error)
+	missed  func()
+	// urls are those of bus. Only Run uses them.
+	urls []string
 	// bus is nil until the control plane has told where it is.
 	bus atomic.Pointer[bus.Bus]
 	// welcomed is ready when newest holds another Welcome.
@@ -29,7 +36,9 @@ type wire struct {
 	newest *controlv1.Welcome
 }
 
-func newWire(n *Node) *wire { return &wire{node: n, welcomed: make(chan struct{}, 1)} }
+func newWire(n *Node) *wire {
+	return &wire{node: n, connect: bus.Connect, missed: func() { n.follower.Missed() }, welcomed: make(chan struct{}, 1)}
+}
 
 // welcome hears where the bus is and what its keys are. It does not block.
 func (w *wire) welcome(m *controlv1.Welcome) {
@@ -61,8 +70,8 @@ func (w *wire) ask(ctx context.Context, node string, req *busv1.Ask) (*busv1.Ans
 	return resp, (*b).Ask(ctx, bus.AskOf(node), req, resp)
 }
 
-// Run connects once the control plane has said where, and keeps the keys
-// current, until ctx ends.
+// Run connects once the control plane has said where, again when it says that the
+// bus is elsewhere, and keeps the keys current, until ctx ends.
 func (w *wire) Run(ctx context.Context) error {
 	for {
 		select {
@@ -76,47 +85,48 @@ func (w *wire) Run(ctx context.Context) error {
 		w.mu.Lock()
 		m := w.newest
 		w.mu.Unlock()
-		if err := w.take(ctx, m); err != nil {
+		if err := w.take(ctx, m); err != nil && ctx.Err() == nil {
 			w.node.cfg.Log.Error("the bus cannot be used; revocations come by the stream, limits are local", "error", err)
 		}
 	}
 }
 
 func (w *wire) take(ctx context.Context, m *controlv1.Welcome) error {
-	if b := w.bus.Load(); b != nil {
-		return (*b).SetKeys(m.BusKeys)
-	}
-	cfg := bus.Config{Name: w.node.cfg.Name, Boot: w.node.boot, Log: w.node.cfg.Log}
+	cfg := bus.Config{Name: w.node.cfg.Name, Boot: w.node.boot, Keys: m.BusKeys, Log: w.node.cfg.Log}
 	switch {
 	case w.node.cfg.Bus.Server != nil || len(w.node.cfg.Bus.URLs) > 0:
 		cfg.NATS = w.node.cfg.Bus
 	case len(m.BusUrls) > 0:
 		cfg.NATS = bus.NATSConfig{URLs: m.BusUrls, TLS: identity.ClientPeers(w.node.live)}
-	default:
+	}
+	before := w.bus.Load()
+	switch {
+	case before != nil && (cfg.NATS.URLs == nil || slices.Equal(cfg.NATS.URLs, w.urls)):
+		return (*before).SetKeys(m.BusKeys)
+	case cfg.NATS.Server == nil && cfg.NATS.URLs == nil:
 		return nil
 	}
-	b, err := bus.Connect(ctx, cfg)
+	b, err := w.connect(ctx, cfg)
 	if err != nil {
 		return err
 	}
-	if err := b.SetKeys(m.BusKeys); err != nil {
-		_ = b.Close()
-		return err
-	}
 	if err := w.subscribe(b); err != nil {
-		_ = b.Close()
-		return err
+		return errors.Join(err, b.Close())
 	}
+	w.urls = cfg.NATS.URLs
 	w.bus.Store(&b)
-	return nil
+	if before == nil {
+		return nil
+	}
+	return (*before).Close()
 }
 
 func (w *wire) subscribe(b bus.Bus) error {
 	n := w.node
-	if _, err := b.Subscribe(bus.Revoked, func(_ bus.Sender, m proto.Message) { n.revoked(m.(*busv1.Revoked)) }); err != nil {
+	if _, err := b.Subscribe(bus.Revoked, func(_ bus.Sender, m proto.Message) { w.revoked(m.(*busv1.Revoked)) }); err != nil {
 		return err
 	}
-	if _, err := b.Subscribe(bus.Beat, func(_ bus.Sender, m proto.Message) { n.beat(m.(*busv1.Beat)) }); err != nil {
+	if _, err := b.Subscribe(bus.Beat, func(_ bus.Sender, m proto.Message) { w.beat(m.(*busv1.Beat)) }); err != nil {
 		return err
 	}
 	if _, err := b.Subscribe(bus.Spent, func(from bus.Sender, m proto.Message) {
@@ -136,14 +146,13 @@ func (w *wire) subscribe(b bus.Bus) error {
 
 // revoked takes revocations from the fast path. What is held is certain only
 // without a gap; with one the stream is asked.
-func (n *Node) revoked(m *busv1.Revoked) {
+func (w *wire) revoked(m *busv1.Revoked) {
+	n := w.node
 	entries := make([]revocation.Entry, 0, len(m.Entries))
-	whole := true
 	for _, r := range m.Entries {
 		entry, err := revocation.EntryOf(r)
 		if err != nil {
 			n.cfg.Log.Error("a revocation on the bus cannot be used", "revision", m.Version.GetRevision(), "error", err)
-			whole = false
 			continue
 		}
 		entries = append(entries, entry)
@@ -153,20 +162,20 @@ func (n *Node) revoked(m *busv1.Revoked) {
 	if !n.freshness.Enter(m.Version.GetEpoch()) {
 		return
 	}
-	if whole && m.Previous <= n.freshness.Held() {
-		n.freshness.Holds(m.Version.GetRevision(), time.Now())
-		return
+	whole := len(entries) == len(m.Entries)
+	if !whole || !n.freshness.Follows(m.Previous, m.Version.GetRevision(), time.Now()) {
+		w.missed()
 	}
-	n.follower.Missed()
 }
 
 // beat notes a control plane's proof of what is current.
-func (n *Node) beat(m *busv1.Beat) {
+func (w *wire) beat(m *busv1.Beat) {
+	n := w.node
 	if !n.freshness.Enter(m.Head.GetEpoch()) {
 		return
 	}
 	n.freshness.Heard(m.Revocations, m.Progress, time.Now())
 	if m.Revocations > n.freshness.Held() {
-		n.follower.Missed()
+		w.missed()
 	}
 }
