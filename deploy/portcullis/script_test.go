@@ -165,7 +165,7 @@ func TestScripts(t *testing.T) {
 			return os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
-			"standalone": scriptStandalone, "server": scriptServer, "signal": scriptSignal,
+			"standalone": scriptStandalone, "server": scriptServer, "signal": scriptSignal, "halt": scriptHalt,
 			"revision": scriptRevision, "context-of": scriptContextOf,
 			"exits": scriptExits, "fetch": scriptFetch, "capture": scriptCapture, "mode": scriptMode,
 		},
@@ -199,16 +199,30 @@ func scriptStandalone(ts *testscript.TestScript, _ bool, args []string) {
 func scriptServer(ts *testscript.TestScript, _ bool, args []string) {
 	s, err := startServer(ts.MkAbs("."), scriptEnv(ts), args[1], ts.ReadFile("stdout"), args[2:]...)
 	ts.Check(err)
-	ts.Defer(func() {
+	stop := sync.OnceFunc(func() {
 		_ = s.cmd.Process.Signal(syscall.SIGCONT)
 		if err := s.stop(); err != nil {
 			ts.Fatalf("%s: %v", args[0], err)
 		}
 	})
+	ts.Defer(stop)
+	servers.Store(ts.Name()+"/"+args[0], stop)
 	ts.Setenv(args[0]+"_pid", strconv.Itoa(s.cmd.Process.Pid))
 	if control := s.addresses("control"); len(control) > 0 {
 		ts.Setenv(args[0]+"_control", control[0])
 	}
+}
+
+// servers are the stop functions of the scripts' servers, by script and name.
+var servers sync.Map
+
+// halt NAME: stop a server, as Ctrl-C does; it must end cleanly.
+func scriptHalt(ts *testscript.TestScript, _ bool, args []string) {
+	stop, ok := servers.Load(ts.Name() + "/" + args[0])
+	if !ok {
+		ts.Fatalf("no server %s", args[0])
+	}
+	stop.(func())()
 }
 
 // signal stop|continue PID

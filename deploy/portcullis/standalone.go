@@ -99,6 +99,11 @@ password anywhere.`,
 			if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 				return fmt.Errorf("--data-dir: %w", err)
 			}
+			unlock, err := lockDir(cfg.Dir)
+			if err != nil {
+				return err
+			}
+			defer unlock()
 			access, closeAccess, err := flags.openAccessLog(cmd.OutOrStdout())
 			if err != nil {
 				return err
@@ -162,7 +167,7 @@ func keepContext(path string, c *cluster.Cluster) error {
 	if file.Credential == "" {
 		old, err := (&cli{contextFile: path}).readContext()
 		if err != nil {
-			return fmt.Errorf("the cluster has operators already, but its context cannot be read: %w", err)
+			return fmt.Errorf("the cluster has operators already, but the context of the first one cannot be read (bring the file back, or begin anew with another --data-dir): %w", err)
 		}
 		file.Credential = old.Credential
 	}
