@@ -50,7 +50,10 @@ func newNewerPlane(t *testing.T, ca *identity.CA, listener net.Listener) *newerP
 	p := &newerPlane{signing: signing, resources: map[config.Key]*configv1.Resource{}}
 	p.Hub = stream.NewHub(stream.Config{
 		Replica: "newer", Full: p.full,
-		Node: func(ctx context.Context) (string, error) { peer, err := identity.PeerFromContext(ctx); return peer.Name, err },
+		Node: func(ctx context.Context) (string, error) {
+			peer, err := identity.PeerFromContext(ctx)
+			return peer.Name, err
+		},
 		Sign: func(v config.Version, d stream.Digest) []byte { return signing.SignVersion(v.Epoch, v.Revision, d[:]) },
 	})
 	public, err := signing.Public()
@@ -246,7 +249,7 @@ func TestRejectedRevision(t *testing.T) {
 	if node.Version() != first || get() != 200 {
 		t.Errorf("the node runs %v and answers %d, want %v as before", node.Version(), get(), first)
 	}
-	again := plane.publish(t, resources(upstream + "---" + strings.ReplaceAll(public, "/public", "/moved"))...)
+	again := plane.publish(t, resources(upstream+"---"+strings.ReplaceAll(public, "/public", "/moved"))...)
 	if n, behind := programmed(again); n != 1 || get() != 404 {
 		t.Errorf("the next good version is not run: %v", behind)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"strings"
 	"sync"
@@ -75,8 +76,6 @@ func (l *link) toxin(kind, direction string, attributes map[string]int) (heal fu
 type links struct {
 	t            *testing.T
 	control, bus map[int]*link
-	// busURL says where the bus is; nil leaves the bus as it is.
-	busURL func() string
 }
 
 func newLinks(t *testing.T) *links {
@@ -225,3 +224,23 @@ spec:
   matches: [{path: {prefix: /public}}]
   backends: [{upstream: up}]
 `
+
+// lines keeps what a node logs.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *lines) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+func (l *lines) have(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.text.String(), text)
+}
