@@ -31,9 +31,9 @@ type fixture struct {
 	dir      string
 }
 
-// newFixture starts a cluster; prepare, when not nil, sees its data directory
-// before that.
-func newFixture(ctx context.Context, nodes int, prepare func(dir string) error) (f *fixture, err error) {
+// newFixture starts a cluster; prepare, when not nil, makes its data directory
+// before that, and returns the operator's credential.
+func newFixture(ctx context.Context, nodes int, prepare func(dir string) (string, error)) (f *fixture, err error) {
 	f = &fixture{}
 	defer func() {
 		if err != nil {
@@ -43,8 +43,9 @@ func newFixture(ctx context.Context, nodes int, prepare func(dir string) error) 
 	if f.dir, err = os.MkdirTemp("", "portcullis-bench-"); err != nil {
 		return nil, err
 	}
+	credential := ""
 	if prepare != nil {
-		if err := prepare(f.dir); err != nil {
+		if credential, err = prepare(f.dir); err != nil {
 			return nil, err
 		}
 	}
@@ -54,12 +55,15 @@ func newFixture(ctx context.Context, nodes int, prepare func(dir string) error) 
 	if f.Cluster, err = cluster.Start(ctx, cluster.Config{Dir: f.dir, Nodes: nodes, Drain: time.Second, Release: "bench"}); err != nil {
 		return nil, err
 	}
+	if credential == "" {
+		credential = f.Credential()
+	}
 	secure, err := identity.ClientAdmin(f.Authorities())
 	if err != nil {
 		return nil, err
 	}
 	f.conn, err = grpc.NewClient("passthrough:///"+f.AdminAddress(),
-		grpc.WithTransportCredentials(credentials.NewTLS(secure)), grpc.WithPerRPCCredentials(operator(f.Credential())))
+		grpc.WithTransportCredentials(credentials.NewTLS(secure)), grpc.WithPerRPCCredentials(operator(credential)))
 	if err != nil {
 		return nil, err
 	}

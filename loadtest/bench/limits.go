@@ -48,7 +48,7 @@ func limitExperiments() []experiment {
 	return list
 }
 
-// member is one node's limiter on the bus.
+// limitNode is one node's limiter on the bus.
 type limitNode struct {
 	limiter *limit.Limiter
 	bus     bus.Bus
@@ -99,7 +99,7 @@ func measureLimits(ctx context.Context, nodes int, skew float64) (readings []rea
 func joinLimits(ctx context.Context, url string, i, nodes int, skew float64) (*limitNode, error) {
 	name := fmt.Sprintf("node-%d", i+1)
 	key := &controlv1.BusKey{Id: 1, Key: make([]byte, 32)}
-	b, err := bus.Connect(ctx, bus.Config{Name: name, Boot: 1, NATS: bus.NATSConfig{URLs: []string{url}}, Keys: []*controlv1.BusKey{key}})
+	b, err := bus.Connect(ctx, bus.Config{Name: name, Boot: 1, NATS: bus.NATSConfig{URLs: []string{url}, Plaintext: true}, Keys: []*controlv1.BusKey{key}})
 	if err != nil {
 		return nil, err
 	}

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	starts = 5
+	starts = 3
 	// idle is how long a cluster stands before its memory is read.
 	idle       = 5 * time.Second
 	readyLimit = 30 * time.Second

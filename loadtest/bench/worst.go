@@ -19,7 +19,7 @@ func merge(nodes [][]attempt) []attempt {
 	return all
 }
 
-// verdictOf a run: what its nodes admitted together, against one bucket that saw
+// outcome of a run: what its nodes admitted together, against one bucket that saw
 // every request.
 type outcome struct {
 	// worst is the largest quotient of what was admitted in any second (of every
