@@ -156,7 +156,7 @@ func unchanged(cmd *cobra.Command, version *controlv1.Version) {
 // progress says on a terminal that a call takes long, until stopped.
 func progress(cmd *cobra.Command, what string) (stop func()) {
 	file, ok := cmd.ErrOrStderr().(*os.File)
-	if !ok || !term.IsTerminal(int(file.Fd())) {
+	if !ok || !capable(file) {
 		return func() {}
 	}
 	done, ended := make(chan struct{}), make(chan struct{})
@@ -181,8 +181,13 @@ func progress(cmd *cobra.Command, what string) (stop func()) {
 // colour wraps text in an SGR code, on a terminal without NO_COLOR.
 func colour(cmd *cobra.Command, code, text string) string {
 	file, ok := cmd.OutOrStdout().(*os.File)
-	if !ok || os.Getenv("NO_COLOR") != "" || !term.IsTerminal(int(file.Fd())) {
+	if !ok || os.Getenv("NO_COLOR") != "" || !capable(file) {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+// capable says whether a file is a terminal that understands control sequences.
+func capable(file *os.File) bool {
+	return os.Getenv("TERM") != "dumb" && term.IsTerminal(int(file.Fd()))
 }

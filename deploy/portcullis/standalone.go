@@ -155,7 +155,7 @@ func runStandalone(cmd *cobra.Command, cfg cluster.Config, demo bool) error {
 	if err == nil {
 		announce(cmd.OutOrStdout(), c, contextPath, time.Since(started))
 		<-ctx.Done()
-		fmt.Fprintln(cmd.ErrOrStderr(), "stopping: finishing requests in flight")
+		fmt.Fprintln(cmd.ErrOrStderr(), "stopping: finishing requests in flight (interrupt again to stop at once)")
 	}
 	return errors.Join(err, c.Stop())
 }
