@@ -227,6 +227,9 @@ func (s *Service) Revoke(ctx context.Context, req *adminv1.RevokeRequest) (*admi
 	if err != nil {
 		return nil, err
 	}
+	if len(req.Reason) > maxReason {
+		return nil, fmt.Errorf("%w: the reason is longer than %d bytes", ErrInvalid, maxReason)
+	}
 	version, err := s.Store.Revoke(ctx, []*controlv1.Revocation{entry},
 		store.Meta{Author: operator.Name, Reason: req.Reason, Time: time.Now()})
 	if err != nil {
@@ -271,8 +274,8 @@ func (s *Service) entryOf(req *adminv1.RevokeRequest, now time.Time) (*controlv1
 	}
 	entry.RevokedBefore = timestamppb.New(now)
 	if req.Before != nil {
-		if req.Before.AsTime().After(now) {
-			return nil, target, fmt.Errorf("%w: before lies in the future: tokens not issued yet cannot be revoked", ErrInvalid)
+		if !req.Before.IsValid() || req.Before.AsTime().After(now) {
+			return nil, target, fmt.Errorf("%w: before is no time, or lies in the future: tokens not issued yet cannot be revoked", ErrInvalid)
 		}
 		entry.RevokedBefore = req.Before
 	}

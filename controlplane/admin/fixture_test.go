@@ -261,7 +261,7 @@ func newFixture(t testing.TB, wrap func(store.Store) store.Store) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.first, err = memory.Apply(t.Context(), empty.Version, full, store.Meta{Author: "system", Reason: "confidential beginnings"}); err != nil {
+	if f.first, err = memory.Apply(t.Context(), empty.Version, full, store.Meta{Author: "system", Reason: "beginnings"}); err != nil {
 		t.Fatal(err)
 	}
 	f.view = newView(t, memory)

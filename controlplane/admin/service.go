@@ -7,6 +7,7 @@ package admin
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -77,13 +78,21 @@ func StreamErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, n
 // ErrInvalid is wrapped by every refusal of a request's own content.
 var ErrInvalid = errors.New("invalid request")
 
+// maxProblems is how many problems one refusal tells: a status travels in header
+// fields, which are bounded.
+const maxProblems = 100
+
 func toStatus(err error) error {
 	if err == nil {
 		return nil
 	}
 	var problems config.Problems
 	if errors.As(err, &problems) {
-		st := status.New(codes.InvalidArgument, problems.Error())
+		text := ""
+		if more := len(problems) - maxProblems; more > 0 {
+			problems, text = problems[:maxProblems], fmt.Sprintf("\n... and %d more problems", more)
+		}
+		st := status.New(codes.InvalidArgument, problems.Error()+text)
 		details := &adminv1.PlanResponse{}
 		for _, p := range problems {
 			details.Problems = append(details.Problems, p.Proto())
