@@ -31,7 +31,7 @@ bench: ## Measure every figure that has a target and print the table
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$pkg/*_test.go | sed 's/func //' | sort -u); do \
-	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$pkg; done; done
+	    echo "fuzz $$pkg $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg; done; done
 
 golden: ## Rewrite the golden files; read the diff like code
 	go test ./pkg/config/... ./dataplane/policy/... ./controlplane/stream/... ./deploy/... -run 'Golden|Transcript' -update
