@@ -25,8 +25,8 @@ const hmacSecret = "a secret of an issuer, 32 bytes!"
 
 // guarded is a route on /path that takes tokens of the issuers for the audience.
 func guarded(name, issuers, audience string, more ...string) string {
-	return routeYAML(name, append([]string{"matches: [{path: {prefix: /" + name + "}}]",
-		fmt.Sprintf("policies: [{jwt: {issuers: [%s], audiences: [%s]}}%s]", issuers, audience, strings.Join(more, ""))})...)
+	return routeYAML(name, "matches: [{path: {prefix: /"+name+"}}]",
+		fmt.Sprintf("policies: [{jwt: {issuers: [%s], audiences: [%s]}}%s]", issuers, audience, strings.Join(more, "")))
 }
 
 func TestThreatsOfTokens(t *testing.T) {

@@ -34,20 +34,32 @@ func (p *Problem) Error() string {
 		b.WriteByte(' ')
 	}
 	if p.Key != (Key{}) {
-		b.WriteString(p.Key.String() + ": ")
+		b.WriteString(clip(p.Key.String()) + ": ")
 	}
 	if p.Path != "" {
-		b.WriteString(p.Path + ": ")
+		b.WriteString(clip(p.Path) + ": ")
 	}
-	b.WriteString(p.Reason)
+	b.WriteString(clip(p.Reason))
 	return b.String()
+}
+
+// maxText is how much of a text that may be the document's own a problem shows,
+// in bytes: a refusal of a megabyte would not reach who reads it.
+const maxText = 1024
+
+// clip shortens a text that is longer.
+func clip(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + fmt.Sprintf("... (%d bytes)", len(s))
 }
 
 // Proto returns the message.
 func (p *Problem) Proto() *controlv1.Problem {
-	m := &controlv1.Problem{Path: p.Path, File: p.File, Line: int32(p.Line), Column: int32(p.Column), Reason: p.Reason}
+	m := &controlv1.Problem{Path: clip(p.Path), File: p.File, Line: int32(p.Line), Column: int32(p.Column), Reason: clip(p.Reason)}
 	if p.Key != (Key{}) {
-		m.Resource = p.Key.String()
+		m.Resource = clip(p.Key.String())
 	}
 	return m
 }
