@@ -16,6 +16,7 @@ import (
 	"portcullis.dev/portcullis/controlplane/stream"
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/credential"
 	"portcullis.dev/portcullis/pkg/identity"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -32,7 +33,7 @@ const (
 // measureOneOf100k changes one route of 100,000 at a time. It sends each change
 // as a control plane does and takes it in as a node does, over gRPC in memory.
 func measureOneOf100k(ctx context.Context) (readings []reading, err error) {
-	f, err := newFollowing(ctx, manyRoutes(changeRoutes))
+	f, err := newFollowing(ctx, manyRoutes(changeRoutes), credential.NewSet())
 	if err != nil {
 		return nil, err
 	}
@@ -87,14 +88,15 @@ func oneRoute(i int, priority int32) *configv1.Resource {
 // following is a control plane's hub and a node's follower and gateway, joined in
 // memory.
 type following struct {
-	rig     *rig
-	hub     *stream.Hub
-	checked config.Checked
-	version config.Version
-	stop    func()
+	credentials *credential.Set
+	rig         *rig
+	hub         *stream.Hub
+	checked     config.Checked
+	version     config.Version
+	stop        func()
 }
 
-func newFollowing(ctx context.Context, resources []*configv1.Resource) (*following, error) {
+func newFollowing(ctx context.Context, resources []*configv1.Resource, credentials *credential.Set) (*following, error) {
 	checked, err := config.Check(resources)
 	if err != nil {
 		return nil, err
@@ -107,11 +109,11 @@ func newFollowing(ctx context.Context, resources []*configv1.Resource) (*followi
 	if err != nil {
 		return nil, err
 	}
-	f := &following{checked: checked, version: config.Version{Epoch: 1, Revision: 1}}
+	f := &following{credentials: credentials, checked: checked, version: config.Version{Epoch: 1, Revision: 1}}
 	f.hub = stream.NewHub(stream.Config{
 		Replica: "bench", Node: func(context.Context) (string, error) { return "bench", nil },
 		Full: func(context.Context) (stream.State, error) {
-			return stream.State{Head: f.head(), Resources: f.checked.All(), Credentials: noCredentials, Revocations: noRevocations}, nil
+			return stream.State{Head: f.head(), Resources: f.checked.All(), Credentials: f.credentials.Chunks, Revocations: noRevocations}, nil
 		},
 		Sign: func(v config.Version, d stream.Digest) []byte { return key.SignVersion(v.Epoch, v.Revision, d[:]) },
 	})
@@ -126,7 +128,15 @@ func newFollowing(ctx context.Context, resources []*configv1.Resource) (*followi
 }
 
 func (f *following) head() stream.Head {
-	return stream.Head{Version: f.version, Digest: f.checked.Digest()}
+	return stream.Head{Version: f.version, Digest: f.digest()}
+}
+
+func (f *following) digest() stream.Digest {
+	digest := f.checked.Digest()
+	for i, b := range f.credentials.Digest() {
+		digest[i] ^= b
+	}
+	return digest
 }
 
 // start serves the hub and runs the node.
@@ -215,6 +225,6 @@ func (f *following) commit(resource *configv1.Resource) (stream.Change, error) {
 	}
 	f.checked = next
 	f.version.Revision++
-	change.Version, change.Digest = f.version, f.checked.Digest()
+	change.Version, change.Digest = f.version, f.digest()
 	return change, nil
 }

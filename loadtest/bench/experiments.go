@@ -36,11 +36,11 @@ func experiments() []experiment {
 		experiment{"limits-sim", simulatedTargets(), measureSimulated},
 		experiment{"api-keys", []target{
 			{"1M API keys: memory on a node", below, 200e6, memory},
-			{"1M API keys: packed records into the node's set", below, 5, seconds},
+			{"1M API keys: loaded by a node, over the stream", below, 5, seconds},
 		}, measureKeys},
 		experiment{"api-key-added", []target{
-			{"1M API keys in the store: 3 nodes ready, joined with all of them", below, 5, seconds},
-			{"one API key added to 1M: usable on all of 3 nodes, worst", below, 1, seconds},
+			{"1M API keys: read from etcd by a control plane", below, 5, seconds},
+			{"1M API keys, one added: usable on all of 3 nodes", below, 1, seconds},
 		}, measureKeyAdded},
 		experiment{"revocations", []target{
 			{"1M revocations: memory", below, 60e6, memory},

@@ -13,6 +13,7 @@ import (
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/deploy/cluster"
 	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/credential"
 	"portcullis.dev/portcullis/pkg/secret"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -20,8 +21,9 @@ import (
 
 const (
 	storedKeys = million
-	// storeBatch is how many keys one revision writes.
-	storeBatch = 50_000
+	// storeBatch is how many keys one revision writes: as many as fit into one
+	// transaction.
+	storeBatch = 2_000
 	keysAdded  = 20
 )
 
@@ -48,11 +50,11 @@ spec:
 // measureKeyAdded fills a cluster's store with a million API keys, starts a
 // cluster of three nodes on it, and makes further keys.
 func measureKeyAdded(ctx context.Context) (readings []reading, err error) {
-	var filled, started time.Time
-	f, err := newFixture(ctx, 3, func(dir string) (string, error) {
-		began := time.Now()
-		credential, err := fillStore(ctx, dir)
-		filled, started = began, time.Now()
+	var loaded time.Duration
+	began, started := time.Now(), time.Time{}
+	f, err := newFixture(ctx, 3, func(dir string) (credential string, err error) {
+		credential, loaded, err = fillStore(ctx, dir)
+		started = time.Now()
 		return credential, err
 	})
 	if err != nil {
@@ -78,8 +80,9 @@ func measureKeyAdded(ctx context.Context) (readings []reading, err error) {
 	}
 	slices.Sort(all)
 	return []reading{
-		took(ready, "control plane, store and all nodes in one process; the keys were written in %v", started.Sub(filled).Round(time.Second)),
-		took(all[len(all)-1], "median %s of %d", printSeconds(quantile(all, 0.5).Seconds()), keysAdded),
+		took(loaded, "decoded and indexed, as a control plane does when it starts"),
+		took(all[len(all)-1], "worst of %d, median %s; the store was filled in %v, control plane and 3 nodes started on it in %v",
+			keysAdded, printSeconds(quantile(all, 0.5).Seconds()), started.Sub(began).Round(time.Second), ready.Round(time.Second)),
 	}, nil
 }
 
@@ -107,30 +110,35 @@ func addKey(ctx context.Context, f *fixture, nodes []*client) (time.Duration, er
 	return slices.MaxFunc(seen, time.Time.Compare).Sub(began), nil
 }
 
-// fillStore makes a cluster's store and writes a million keys into it, in few
-// large revisions. It returns the operator's credential.
-func fillStore(ctx context.Context, dir string) (string, error) {
+// fillStore makes a cluster's store and writes a million keys into it, in many
+// large revisions. It returns the operator's credential, and how long it took to
+// read the keys back.
+func fillStore(ctx context.Context, dir string) (operator string, loaded time.Duration, err error) {
 	c, err := cluster.Start(ctx, cluster.Config{Dir: dir, Drain: time.Second})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	credential := c.Credential()
 	if err := c.Stop(); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	keys, err := secret.File{Path: filepath.Join(dir, "seal.key")}.Keys()
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	sealer, err := secret.New(keys...)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	st, err := store.Open(ctx, store.Config{Dir: filepath.Join(dir, "etcd"), Sealer: sealer})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
-	return credential, errors.Join(writeKeys(ctx, st), st.Close())
+	defer func() { err = errors.Join(err, st.Close()) }()
+	if err := writeKeys(ctx, st); err != nil {
+		return "", 0, err
+	}
+	loaded, err = readKeys(ctx, st)
+	return c.Credential(), loaded, err
 }
 
 func writeKeys(ctx context.Context, st *store.Etcd) error {
@@ -162,4 +170,30 @@ func writeKeys(ctx context.Context, st *store.Etcd) error {
 		}
 	}
 	return nil
+}
+
+// readKeys takes the keys out of the store into a set, as the mirror of a control
+// plane does.
+func readKeys(ctx context.Context, st *store.Etcd) (time.Duration, error) {
+	began := time.Now()
+	state, err := st.Load(ctx)
+	if err != nil {
+		return 0, err
+	}
+	set := credential.NewSet()
+	for resource, err := range state.Credentials {
+		if err != nil {
+			return 0, err
+		}
+		one, err := credential.Of(resource)
+		if err != nil {
+			return 0, err
+		}
+		set.Put(one)
+	}
+	took := time.Since(began)
+	if set.Len() != storedKeys {
+		return 0, fmt.Errorf("%d keys came back", set.Len())
+	}
+	return took, nil
 }
