@@ -70,7 +70,7 @@ func (h *harness) metrics(i int) string {
 	return string(data)
 }
 
-// theirs are the reasons that no request can bring about on purpose.
+// unprovoked are the reasons that no request can bring about on purpose.
 var unprovoked = []policy.Reason{policy.InternalError}
 
 // reasonRow provokes one reason.
@@ -179,7 +179,6 @@ func TestThreatReasons(t *testing.T) {
 			return h.get(1, "/open")
 		}},
 	}
-	// One before the loop: the timeout's request has begun too.
 	met := map[policy.Reason]bool{}
 	for _, row := range rows {
 		met[row.reason] = true
@@ -211,6 +210,9 @@ func (row reasonRow) check(t *testing.T, h *harness, log *logBuffer) {
 	if challenges := a.Header.Values("WWW-Authenticate"); row.challenge == "" && len(challenges) > 0 ||
 		row.challenge != "" && (len(challenges) != 1 || !strings.HasPrefix(challenges[0], row.challenge)) {
 		t.Errorf("WWW-Authenticate %q, want %q", challenges, row.challenge)
+	}
+	if strings.Contains(a.Body+fmt.Sprint(a.Header), "127.0.0.1") {
+		t.Errorf("the refusal tells what stands behind: %s", a.Body)
 	}
 	if row.header != "" && a.Header.Get(row.header) == "" {
 		t.Errorf("no %s in %v", row.header, a.Header)
