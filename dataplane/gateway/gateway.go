@@ -212,7 +212,7 @@ func (g *Gateway) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			g.streams.sweep(g.cfg.Policy.Revocations)
+			g.sweep()
 		}
 	}
 }

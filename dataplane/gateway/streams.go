@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/revocation"
 )
 
@@ -14,7 +15,7 @@ import (
 // promise is that one of a revoked credential ends within 2 s.
 const streamCheck = time.Second
 
-// errRevoked ends a stream whose credential has been revoked.
+// errRevoked ends a stream whose caller would not be let in any more.
 var errRevoked = errors.New("the credential was revoked while the stream was open")
 
 // streams are the answers that last: upgrades and bodies of unknown length, of
@@ -26,8 +27,10 @@ type streams struct {
 }
 
 type stream struct {
-	subject revocation.Subject
-	cancel  context.CancelCauseFunc
+	// workspace is the route's, in which the client's name resolves.
+	workspace string
+	subject   revocation.Subject
+	cancel    context.CancelCauseFunc
 }
 
 // watch notes an answer that may outlive a revocation.
@@ -37,6 +40,7 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 		return
 	}
 	f.stream = &stream{
+		workspace: e.Route.Workspace,
 		subject: revocation.Subject{
 			JTI: id.TokenID, Session: id.Session, Subject: id.Subject, Client: id.Client, Issuer: id.Issuer,
 			Credential: id.Credential, IssuedAt: issuedAt(id),
@@ -64,14 +68,26 @@ func (s *streams) remove(one *stream) {
 	delete(s.open, one)
 }
 
-// sweep ends the streams whose credential is revoked by now.
-func (s *streams) sweep(set *revocation.Set) {
+// sweep ends the streams whose credential is revoked, or whose application is
+// disabled, by now.
+func (g *Gateway) sweep() {
+	s := &g.streams
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for one := range s.open {
-		if _, revoked := set.Revoked(&one.subject); revoked {
+		if _, revoked := g.cfg.Policy.Revocations.Revoked(&one.subject); revoked || g.disabled(one.workspace, one.subject.Client) {
 			one.cancel(errRevoked)
 			delete(s.open, one)
 		}
 	}
+}
+
+// disabled resolves a client as its route's policies do; one need not be an
+// application.
+func (g *Gateway) disabled(workspace, client string) bool {
+	app, ok := g.application(workspace, client)
+	if !ok {
+		app, _ = g.application(config.DefaultWorkspace, client)
+	}
+	return app.GetDisabled()
 }

@@ -135,7 +135,10 @@ func TestStreamsOfARevokedTokenEnd(t *testing.T) {
 	if err := ping(otherSocket, otherReader); err != nil {
 		t.Errorf("the stream of another token: %v", err)
 	}
-	_ = otherSocket.Close()
+	r.apply(doc("Application", "default", "web", "{disabled: true}"))
+	if _, err := io.Copy(io.Discard, otherReader); err != nil {
+		t.Errorf("the socket of a disabled application was not closed: %v", err)
+	}
 	<-gone
 }
 
