@@ -24,8 +24,14 @@ import (
 // TestMain makes the test binary the command `portcullis` as well, so that what
 // is tested are processes, without building a second binary.
 func TestMain(m *testing.M) {
+	// A raced process sleeps a second before it exits, and there are a hundred.
+	if err := os.Setenv("GORACE", strings.TrimSpace(os.Getenv("GORACE")+" "+noExitSleep)); err != nil {
+		panic(err)
+	}
 	testscript.Main(leakChecked{m}, map[string]func(){"portcullis": main})
 }
+
+const noExitSleep = "atexit_sleep_ms=0"
 
 type leakChecked struct{ *testing.M }
 
@@ -162,6 +168,7 @@ func TestScripts(t *testing.T) {
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("HOME", filepath.Join(env.WorkDir, "home"))
 			env.Setenv("PORTCULLIS_CONTEXT", "")
+			env.Setenv("GORACE", noExitSleep)
 			return os.Mkdir(filepath.Join(env.WorkDir, "home"), 0o700)
 		},
 		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
@@ -174,7 +181,7 @@ func TestScripts(t *testing.T) {
 
 // scriptEnv is the environment of the script's commands.
 func scriptEnv(ts *testscript.TestScript) []string {
-	return []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("HOME"), "TMPDIR=" + ts.Getenv("TMPDIR")}
+	return []string{"PATH=" + ts.Getenv("PATH"), "HOME=" + ts.Getenv("HOME"), "TMPDIR=" + ts.Getenv("TMPDIR"), "GORACE=" + noExitSleep}
 }
 
 // standalone [flags]: start a cluster; NODE1.. are its nodes, PORTCULLIS_CONTEXT
