@@ -45,7 +45,7 @@ func measurePipeline(ctx context.Context) (readings []reading, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.deps.Freshness.Heard(0, 1, time.Now())
+	r.deps.Freshness.Heard(revocation.Beat{Epoch: 1, Progress: 1}, time.Now())
 	e := &exchange.Exchange{Context: ctx, Received: time.Now(), Route: exchange.RouteInfo{Workspace: config.DefaultWorkspace, Name: "hot"}}
 	e.Request = exchange.Request{Method: "GET", Path: "/orders", Host: "api.bench.example", Scheme: "http"}
 	e.Request.Header.Add("Authorization", "Bearer "+bearer)

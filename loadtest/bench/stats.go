@@ -1,8 +1,10 @@
 package main
 
 import (
+	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -27,6 +29,16 @@ func cpuTime() (time.Duration, error) {
 		return 0, err
 	}
 	return time.Duration(used.Utime.Nano() + used.Stime.Nano()), nil
+}
+
+// loadAverage says how busy the machine is, whoever makes it so: a figure that is
+// short on a busy machine is worth measuring again.
+func loadAverage() string {
+	data, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return "unknown"
+	}
+	return strings.Join(strings.Fields(string(data))[:3], " ")
 }
 
 // heapOf returns what make leaves on the heap, in bytes, and what it made, which

@@ -65,7 +65,7 @@ func TestTable(t *testing.T) {
 // one name.
 func TestExperiments(t *testing.T) {
 	names := map[string]bool{}
-	for _, e := range experiments() {
+	for _, e := range experiments(1000) {
 		if names[e.name] || e.measure == nil || len(e.targets) == 0 {
 			t.Errorf("experiment %q", e.name)
 		}
