@@ -42,6 +42,7 @@ func experiments(stored int) []experiment {
 			{"1M API keys: loaded by a node, over the stream", below, 5, seconds},
 		}, measureKeys},
 		experiment{"api-key-added", []target{
+			{fmt.Sprintf("%d API keys: read from etcd by a control plane", stored), below, 5, seconds},
 			{fmt.Sprintf("one API key added to %d in etcd: usable on all of 3 nodes", stored), below, 1, seconds},
 		}, func(ctx context.Context) ([]reading, error) { return measureKeyAdded(ctx, stored) }},
 		experiment{"revocations", []target{

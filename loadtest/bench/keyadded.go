@@ -79,8 +79,9 @@ func measureKeyAdded(ctx context.Context, stored int) (readings []reading, err e
 	}
 	slices.Sort(all)
 	return []reading{
-		took(all[len(all)-1], "worst of %d, median %s; all keys were read from etcd in %s, control plane and 3 nodes started on them in %s, after they were written in %s",
-			keysAdded, printSeconds(quantile(all, 0.5).Seconds()), printSeconds(loaded.Seconds()), printSeconds(ready.Seconds()),
+		took(loaded, "decoded and indexed, as a control plane does when it starts"),
+		took(all[len(all)-1], "worst of %d, median %s; control plane and 3 nodes started on the keys in %s, after they were written in %s",
+			keysAdded, printSeconds(quantile(all, 0.5).Seconds()), printSeconds(ready.Seconds()),
 			printSeconds((started.Sub(began) - loaded).Seconds())),
 	}, nil
 }
