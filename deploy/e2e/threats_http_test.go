@@ -21,6 +21,7 @@ func threatRoutes(k keyPair) string {
 		routeYAML("admin", "matches: [{path: {prefix: /admin}}]", jwt) +
 		routeYAML("exact", "matches: [{path: {exact: /exact}}]", jwt) +
 		routeYAML("person", "matches: [{path: {template: '/people/{id}/secrets'}}]", jwt) +
+		routeYAML("told", "public: true", `matches: [{path: {prefix: /admin/told}, headers: [{name: x-told, regex: "in.ide"}]}, {path: {prefix: /admin/told}, query: [{name: told, exact: "yes"}]}]`) +
 		routeYAML("hosted", "hostnames: [admin.example]", jwt) +
 		routeYAML("wild", "hostnames: ['*.wild.example']", jwt)
 }
@@ -35,6 +36,7 @@ func TestThreatsOfHTTP(t *testing.T) {
 	}{
 		{"paths", threatPaths},
 		{"targets", threatTargets},
+		{"predicates", threatPredicates},
 		{"header aliases", threatAliases},
 		{"identity headers", threatIdentity},
 		{"forwarded", threatForwarded},
@@ -125,6 +127,28 @@ func threatTargets(t *testing.T, h *harness, k keyPair) {
 	if got := h.up.take(); a.Status != 200 || len(got) != 1 || got[0].Target != "/admin/x?y=1" || !strings.EqualFold(got[0].Header.Get("X-Forwarded-Host"), "b") {
 		t.Errorf("absolute form: %d %s, %v", a.Status, a.Body, got)
 	}
+}
+
+// What selects a public route is matched whole, and byte for byte.
+func threatPredicates(t *testing.T, h *harness, _ keyPair) {
+	for _, line := range []string{"X-Told: inside", "x-told: in.ide", "X-Told: other\r\nX-Told: inside"} {
+		if a := h.one(t, request("GET", "/admin/told", "Host: a", line)); a.Status != 200 {
+			t.Errorf("%q: %d %s", line, a.Status, a.Body)
+		}
+	}
+	for _, target := range []string{"/admin/told?told=yes", "/admin/told?a&told=%79es", "/admin/told?t%6fld=yes"} {
+		if a := h.one(t, request("GET", target, "Host: a")); a.Status != 200 {
+			t.Errorf("%q: %d %s", target, a.Status, a.Body)
+		}
+	}
+	h.up.take()
+	for _, line := range []string{"X-Told: insideX", "X-Told: Xinside", "X-Told: in", "X-Told: INSIDE", "X-Told: inside, other", "X_Told: inside", "X.Told: inside", "X-Told2: inside", "Connection: x-told\r\nX-Told: inside"} {
+		refused(t, line, h.one(t, request("GET", "/admin/told", "Host: a", line)), 401, "credential_missing")
+	}
+	for _, target := range []string{"/admin/told?told=yesno", "/admin/told?TOLD=yes", "/admin/told?told=YES", "/admin/told?xtold=yes", "/admin/told?told[]=yes", "/admin/told?x=told=yes", "/admin/told?x;told=yes", "/admin/told?told=", "/admin/told?told", "/admin/told%3Ftold=yes", "/admin/toldX?told=yes", "/admin/x?told=yes"} {
+		refused(t, target, h.one(t, request("GET", target, "Host: a")), 401, "credential_missing")
+	}
+	h.untouched(t, "predicates")
 }
 
 // Names that CGI, WSGI and their like turn into one another never pass.

@@ -39,7 +39,10 @@ kind: Issuer
 metadata: {name: shared}
 spec: {issuer: 'https://shared.example', hmacSecret: %q}
 `, base64.StdEncoding.EncodeToString([]byte(hmacSecret))) +
-		guarded("api", "ext", "https://api.example") + guarded("shared", "shared", "https://api.example"))
+		guarded("api", "ext", "https://api.example") + guarded("shared", "shared", "https://api.example") +
+		guarded("account", "ext", "https://api.example", ", {authorize: {rules: [{name: r, require: 'auth.claims.account == 9007199254740993'}]}}") +
+		guarded("level", "ext", "https://api.example", ", {authorize: {rules: [{name: r, require: 'auth.claims.level >= 3'}]}}") +
+		guarded("role", "ext", "https://api.example", ", {authorize: {rules: [{name: r, roles: [admin]}]}}"))
 	accept := func(t *testing.T, what, path, token string) {
 		t.Helper()
 		a := h.get(0, path, authorization(token)...)
@@ -210,8 +213,39 @@ spec: {issuer: 'https://shared.example', hmacSecret: %q}
 			deny(t, c.what, ec.sign(ec.header(), c.claims), c.reason)
 		}
 		accept(t, "an audience among others", "/api", ec.token("aud", []string{"https://x", "https://api.example"}))
+		threatRules(t, h, ec)
 		accept(t, "expired within the skew", "/api", ec.token("iat", now-100, "exp", now-5))
 	})
+}
+
+// Rules about claims of other types and sizes than were meant deny.
+func threatRules(t *testing.T, h *harness, k keyPair) {
+	for _, c := range []struct {
+		path, claim string
+		value       any
+		allowed     bool
+	}{
+		{"/account", "account", json.Number("9007199254740993"), true}, {"/account", "account", json.Number("9007199254740992"), false}, {"/account", "account", json.Number("9007199254740994"), false},
+		{"/account", "account", json.Number("9.007199254740993e15"), true}, {"/account", "account", "9007199254740993", false}, {"/account", "account", []any{json.Number("9007199254740993")}, false}, {"/account", "account", nil, false}, {"/account", "account", omit, false},
+		{"/account", "account", json.Number("9007199254740993000000000000000000"), false}, {"/account", "account", map[string]any{"account": json.Number("9007199254740993")}, false},
+		{"/level", "level", 3, true}, {"/level", "level", 2, false}, {"/level", "level", "3", false}, {"/level", "level", true, false}, {"/level", "level", nil, false}, {"/level", "level", []int{3}, false}, {"/level", "level", json.Number("2.999999999999999"), false}, {"/level", "level", json.Number("-1e300"), false},
+		{"/role", "roles", []string{"admin"}, true}, {"/role", "roles", "admin", true}, {"/role", "roles", []string{"Admin"}, false}, {"/role", "roles", []string{"admin "}, false}, {"/role", "roles", "user admin", false}, {"/role", "roles", "user,admin", false}, {"/role", "roles", []string{"adm\u0131n"}, false}, {"/role", "roles", nil, false}, {"/role", "Roles", []string{"admin"}, false},
+	} {
+		what := fmt.Sprintf("%s with %s %v", c.path, c.claim, c.value)
+		a := h.get(0, c.path, authorization(k.token(c.claim, c.value))...)
+		if c.allowed {
+			if a.Status != 200 {
+				t.Errorf("%s: %d %s", what, a.Status, a.Body)
+			}
+			h.up.take()
+			continue
+		}
+		if a.Reason != "rule_denied" && a.Reason != "expression_error" || a.Status != 403 {
+			t.Errorf("%s: %d %s", what, a.Status, a.Body)
+		}
+		refused(t, what, a, 403, a.Reason)
+		h.untouched(t, what)
+	}
 }
 
 // withUnusedBits flips a bit of the last character that no byte comes of.
