@@ -10,6 +10,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
 	"portcullis.dev/portcullis/pkg/config"
+	"portcullis.dev/portcullis/pkg/revocation"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
