@@ -77,12 +77,15 @@ type Cluster struct {
 	stopPlane                  func() error
 	nodes                      []*member
 	credential                 string
+	failed                     chan error
 }
 
 // member is one node's place in the cluster; the node in it comes and goes.
 type member struct {
 	name, address, metrics string
 
+	// mu guards the addresses too; they are read without it by the goroutine that
+	// starts and stops the node.
 	mu   sync.Mutex
 	node *dataplane.Node
 	stop func() error
@@ -103,7 +106,7 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	c := &Cluster{cfg: cfg, planeAddress: "127.0.0.1:0", adminAddress: cfg.AdminListen}
+	c := &Cluster{cfg: cfg, failed: make(chan error, 1), planeAddress: "127.0.0.1:0", adminAddress: cfg.AdminListen}
 	if err := c.start(ctx); err != nil {
 		return nil, errors.Join(err, c.Stop())
 	}
@@ -166,7 +169,7 @@ func (c *Cluster) StartControl(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, control.Close(), admin.Close())
 	}
-	c.plane, c.stopPlane = plane, background(plane.Run)
+	c.plane, c.stopPlane = plane, c.background(plane.Run)
 	if c.credential == "" {
 		if c.credential, err = plane.FirstOperator(ctx); err != nil {
 			return err
@@ -185,11 +188,21 @@ func (c *Cluster) StopControl() error {
 	return stop()
 }
 
-// background runs f until stop is called, which returns what f did.
-func background(f func(context.Context) error) (stop func() error) {
+// background runs f until stop is called, which returns what f did. What fails
+// before that is told to Failed.
+func (c *Cluster) background(f func(context.Context) error) (stop func() error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- f(ctx) }()
+	go func() {
+		err := f(ctx)
+		if err != nil && ctx.Err() == nil {
+			select {
+			case c.failed <- err:
+			default:
+			}
+		}
+		done <- err
+	}()
 	return sync.OnceValue(func() error {
 		cancel()
 		return <-done
@@ -220,14 +233,18 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	if err != nil {
 		return err
 	}
-	m.address = listener.Addr().String()
 	var metrics net.Listener
 	if m.metrics != "" {
 		if metrics, err = listenFrom(m.metrics, i > 0 && m.node == nil); err != nil {
 			return errors.Join(err, listener.Close())
 		}
+	}
+	m.mu.Lock()
+	m.address = listener.Addr().String()
+	if metrics != nil {
 		m.metrics = metrics.Addr().String()
 	}
+	m.mu.Unlock()
 	dir := filepath.Join(c.cfg.Dir, "nodes", m.name)
 	cfg := dataplane.Config{
 		Name: m.name, DataDir: dir, Control: []string{c.planeAddress}, Listener: listener, Metrics: metrics,
@@ -236,7 +253,7 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "identity")); errors.Is(err, os.ErrNotExist) {
 		if cfg.JoinToken, err = c.plane.JoinToken(ctx, time.Minute); err != nil {
-			return err
+			return errors.Join(err, closeAll(listener, metrics))
 		}
 	}
 	if c.cfg.Adjust != nil {
@@ -244,16 +261,22 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	}
 	node, err := dataplane.New(ctx, cfg)
 	if err != nil {
-		err = errors.Join(err, listener.Close())
-		if metrics != nil {
-			err = errors.Join(err, metrics.Close())
-		}
-		return err
+		return errors.Join(err, closeAll(listener, metrics))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.node, m.stop = node, background(node.Run)
+	m.node, m.stop = node, c.background(node.Run)
 	return nil
+}
+
+func closeAll(listeners ...net.Listener) error {
+	var errs []error
+	for _, l := range listeners {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // StopNode drains a node and stops it.
@@ -343,11 +366,16 @@ func (c *Cluster) Stop() error {
 	return errors.Join(errs...)
 }
 
+// Failed receives the error of a part that has ended by itself.
+func (c *Cluster) Failed() <-chan error { return c.failed }
+
 // Addresses returns where the nodes serve clients.
 func (c *Cluster) Addresses() []string {
 	var all []string
 	for _, m := range c.nodes {
+		m.mu.Lock()
 		all = append(all, m.address)
+		m.mu.Unlock()
 	}
 	return all
 }
@@ -356,9 +384,11 @@ func (c *Cluster) Addresses() []string {
 func (c *Cluster) MetricsAddresses() []string {
 	var all []string
 	for _, m := range c.nodes {
+		m.mu.Lock()
 		if m.metrics != "" {
 			all = append(all, m.metrics)
 		}
+		m.mu.Unlock()
 	}
 	return all
 }

@@ -55,7 +55,7 @@ func stampOf(a answer) (string, error) {
 // part of it, no request fails, and a node on a good link is not held up by one
 // on a bad link.
 func TestControlKilledMidPush(t *testing.T) {
-	const routes = 1200
+	const routes = 100
 	between := newLinks(t)
 	h := start(t, cluster.Config{Nodes: 2, Adjust: between.adjust})
 	h.apply(stamped("one", routes))
@@ -63,7 +63,7 @@ func TestControlKilledMidPush(t *testing.T) {
 	passed := func(a answer) error { _, err := stampOf(a); return err }
 	traffic := h.load("/r7/x", passed, 0, 1)
 	// The link to node 0 breaks after the first of the chunks.
-	between.control[0].toxin("limit_data", "downstream", map[string]int{"bytes": 1_400_000})
+	between.control[0].toxin("limit_data", "downstream", map[string]int{"bytes": 100_000})
 	resp, err := h.admin.Apply(t.Context(), &adminv1.ApplyRequest{Change: documents(t, stamped("two", routes))})
 	h.must("apply", err)
 	after := config.VersionOf(resp.Version)
@@ -73,7 +73,7 @@ func TestControlKilledMidPush(t *testing.T) {
 	if v := h.Node(0).Version(); v != before {
 		t.Errorf("node 0 runs %v without having received it whole, want %v", v, before)
 	}
-	for i := 0; i < routes; i += 97 {
+	for i := 0; i < routes; i += 9 {
 		for node, want := range []string{"one", "two"} {
 			if got, err := stampOf(h.get(node, fmt.Sprintf("/r%d/x", i))); err != nil || got != want {
 				t.Errorf("node %d, route %d: version %q, want %q: %v", node, i, got, want, err)
@@ -86,7 +86,7 @@ func TestControlKilledMidPush(t *testing.T) {
 	h.must("starting the control plane", h.StartControl(within(t)))
 	h.must("converge", h.Converge(within(t)))
 	traffic.end()
-	for i := 0; i < routes; i += 97 {
+	for i := 0; i < routes; i += 9 {
 		if got, err := stampOf(h.get(0, fmt.Sprintf("/r%d/x", i))); err != nil || got != "two" {
 			t.Errorf("healed: route %d: version %q, %v", i, got, err)
 		}

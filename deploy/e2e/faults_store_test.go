@@ -13,6 +13,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
 
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/controlplane/store/etcdtest"
@@ -21,6 +22,8 @@ import (
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/secret"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
 // etcd full: a write is refused with a reason that says what to do, serving and
@@ -172,4 +175,43 @@ func TestClockSetBack(t *testing.T) {
 		})
 		h.must("stopping", h.StopNode(1))
 	}
+}
+
+// A control plane of a later release wrote what this one does not understand: it
+// serves nothing of it and says so, the nodes stay as they are and no request
+// fails; when it is gone, all goes on.
+func TestStoreFromLaterRelease(t *testing.T) {
+	var said lines
+	h := start(t, cluster.Config{Nodes: 2, Log: said.logger()})
+	h.apply(public)
+	before := h.Plane().Version()
+	traffic := h.load("/public", ok, 0, 1)
+	change := documents(t, strings.NewReplacer("name: public", "name: later", "/public", "/later").Replace(public))
+	unknown := &configv1.Policy{}
+	unknown.ProtoReflect().SetUnknown(protowire.AppendBytes(protowire.AppendTag(nil, 4000, protowire.BytesType), []byte("mfa")))
+	later := change.Upserts[0]
+	later.GetRoute().Policies = append(later.GetRoute().Policies, unknown)
+	written, err := h.Store().Apply(t.Context(), before, change, store.Meta{Author: "later release"})
+	h.must("writing", err)
+	h.until("it says so", func() error {
+		if !said.have("does not know") {
+			return errors.New("not said")
+		}
+		return nil
+	})
+	traffic.more(40)
+	for node := range 2 {
+		if v := h.Node(node).Version(); v != before {
+			t.Errorf("node %d went to %v", node, v)
+		}
+		if a := h.get(node, "/later"); a.Reason != "no_route" {
+			t.Errorf("node %d serves a route without a policy that it does not know: %+v", node, a)
+		}
+	}
+	gone, err := h.Store().Apply(t.Context(), written, &adminv1.Change{Deletes: []*controlv1.ResourceKey{config.KeyOf(later).Proto()}}, store.Meta{Author: "later release"})
+	h.must("deleting", err)
+	h.must("seen", h.Plane().Await(within(t), gone))
+	h.must("converge", h.Converge(within(t)))
+	traffic.more(20)
+	traffic.end()
 }
