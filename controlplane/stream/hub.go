@@ -55,7 +55,9 @@ type Config struct {
 	MaxFull int
 	// MaxChanges and MaxBytes bound the ring; 0 means 4096 and 64 MiB.
 	MaxChanges, MaxBytes int
-	// ChunkBytes is the size of a chunk; 0 means 1 MiB.
+	// ChunkBytes is the size of a chunk; 0 means 64 KiB. A node takes a stream on
+	// which no message ends for 3 s for dead, so a chunk must pass a thin link in
+	// less.
 	ChunkBytes int
 	// SendTimeout ends the stream of a node that takes no data for so long: it would
 	// keep a full state's slot from others, and what waits for it is out of date;
@@ -75,7 +77,7 @@ func (c Config) withDefaults() Config {
 	def(&c.MaxFull, 4)
 	def(&c.MaxChanges, 4096)
 	def(&c.MaxBytes, 64<<20)
-	def(&c.ChunkBytes, 1<<20)
+	def(&c.ChunkBytes, 64<<10)
 	def(&c.SendTimeout, 30*time.Second)
 	def(&c.HelloTimeout, 10*time.Second)
 	def(&c.Forget, 10*time.Minute)
