@@ -67,16 +67,34 @@ func (m *members) Join(ctx context.Context, req *controlv1.JoinRequest) (*contro
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	// A name that is taken is refused before the token is used up: whoever holds a
+	// token must not put itself in the place of a node that serves.
+	switch err := m.known(ctx, id); {
+	case err == nil:
+		return nil, status.Errorf(codes.AlreadyExists, "the cluster has a node %s already: choose another name, or take it out first with `portcullis nodes remove %s`", id.Name, id.Name)
+	case status.Code(err) == codes.Unavailable:
+		return nil, err
+	}
 	// Deleting is using: of many that send one token, one gets in.
 	if _, err := m.store.Items(roomJoinTokens).Delete(ctx, token.ID()); errors.Is(err, store.ErrNotFound) {
 		return nil, errJoinRefused
 	} else if err != nil {
 		return nil, status.Error(codes.Unavailable, "the store does not answer: join again with the same token")
 	}
-	if _, err := m.store.Items(roomNodes).Put(ctx, id.Name, nil, store.Write{At: store.Overwrite}); err != nil {
+	switch _, err := m.store.Items(roomNodes).Put(ctx, id.Name, nil, store.Write{}); {
+	case errors.Is(err, store.ErrExists):
+		return nil, status.Errorf(codes.AlreadyExists, "another node took the name %s at this moment: join again under another, with a new token", id.Name)
+	case err != nil:
 		return nil, status.Error(codes.Unavailable, "the store does not answer: join again with a new token")
 	}
 	return m.issue(req.Csr, id)
+}
+
+// remove takes a node out: its certificate is not renewed and its stream, if it
+// follows this replica, ends when the room's change comes back.
+func (m *members) remove(ctx context.Context, name string) error {
+	_, err := m.store.Items(roomNodes).Delete(ctx, name)
+	return err
 }
 
 func (m *members) rejoin(ctx context.Context, id identity.Identity, req *controlv1.JoinRequest) (*controlv1.JoinResponse, error) {

@@ -15,13 +15,19 @@ import (
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/credential"
 	"portcullis.dev/portcullis/pkg/revocation"
-	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
-// reloadPause is how long the mirror waits before it loads again after the store
-// could not be read or held what it must not.
-const reloadPause = time.Second
+// How long the mirror waits before it loads again after the store could not be
+// read or held what it must not; doubled each time.
+const (
+	reloadPause    = time.Second
+	maxReloadPause = 30 * time.Second
+)
+
+// fullChunk is the size of the chunks in which credentials are copied for a full
+// state.
+const fullChunk = 1 << 20
 
 // mirror is this replica's view of the store: it loads, follows the watch, and
 // tells the hub of each version. It implements admin.Mirror. One goroutine, Run,
@@ -80,16 +86,20 @@ func (m *mirror) Await(ctx context.Context, version config.Version) error {
 	}
 }
 
-// Full implements stream.Config.Full. Until Release the mirror stands still.
+// Full implements stream.Config.Full. Credentials are copied while the mirror
+// stands still, which takes a tenth of a second for a million; to encode them
+// under the lock would hold up revocations. Those may be newer than the head:
+// more of them only denies more.
 func (m *mirror) Full(context.Context) (stream.State, error) {
 	m.state.RLock()
+	defer m.state.RUnlock()
 	if m.head.Version.IsZero() {
-		m.state.RUnlock()
 		return stream.State{}, errors.New("the store is not loaded yet")
 	}
+	chunks := slices.Collect(m.credentials.Chunks(fullChunk))
 	return stream.State{
-		Head: m.head, Resources: m.checked.All(), Credentials: m.credentials.Chunks,
-		Revocations: protos(m.revocations), Release: m.state.RUnlock,
+		Head: m.head, Resources: m.checked.All(), Revocations: protos(m.revocations),
+		Credentials: func(int) iter.Seq[*controlv1.CredentialRecords] { return slices.Values(chunks) },
 	}, nil
 }
 
@@ -106,13 +116,20 @@ func protos(set *revocation.Set) iter.Seq[*controlv1.Revocation] {
 // Run follows the store until ctx ends. A store that cannot be read leaves the
 // last state in place.
 func (m *mirror) Run(ctx context.Context) error {
+	wait := reloadPause
 	for ctx.Err() == nil {
-		if err := m.follow(ctx); err != nil && ctx.Err() == nil {
-			m.log.Error("following the store failed; loading it again", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(reloadPause):
-			}
+		_, before := m.Current()
+		err := m.follow(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if _, after := m.Current(); after != before {
+			wait = reloadPause
+		}
+		if err != nil {
+			m.log.Error("following the store failed; loading it again", "error", err, "in", wait)
+			pause(ctx, wait)
+			wait = min(2*wait, maxReloadPause)
 		}
 	}
 	return nil
@@ -159,6 +176,8 @@ func (m *mirror) load(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("loading the store: %w", err)
 	}
+	// The deny lane counts whatever becomes of the configuration.
+	m.revocations.Add(m.entries(loaded.Revocations)...)
 	checked, err := config.Check(loaded.Resources)
 	if err != nil {
 		return fmt.Errorf("what the store holds is not valid, so it is not served: %w", err)
@@ -175,12 +194,10 @@ func (m *mirror) load(ctx context.Context) error {
 		}
 		credentials.Put(one)
 	}
-	entries := m.entries(loaded.Revocations)
 	m.state.Lock()
 	defer m.state.Unlock()
 	m.checked = checked
 	m.credentials = credentials
-	m.revocations.Add(entries...)
 	m.advance(stream.Head{Version: loaded.Version, Revocations: loaded.RevocationsRevision})
 	if err := m.hub.Reset(m.head); err != nil {
 		return err
@@ -219,6 +236,10 @@ func (m *mirror) entries(revocations []*controlv1.Revocation) []revocation.Entry
 // apply takes one commit over and publishes it.
 func (m *mirror) apply(event store.Event) error {
 	previous := m.headNow()
+	// The deny lane counts whatever becomes of the configuration: when this release
+	// cannot take that over, the bus still carries what was revoked.
+	m.revocations.Add(m.entries(event.Revocations)...)
+	defer func() { m.committed(event, previous.Revocations) }()
 	change := stream.Change{
 		Version: event.Version, Previous: event.Previous, Upserts: event.Upserts, Deletes: event.Deletes,
 		Revocations: event.Revocations, RevocationsRevision: previous.Revocations,
@@ -245,14 +266,12 @@ func (m *mirror) apply(event store.Event) error {
 	for _, one := range change.Credentials {
 		m.credentials.Put(one)
 	}
-	m.revocations.Add(m.entries(event.Revocations)...)
 	m.advance(stream.Head{Version: event.Version, Revocations: change.RevocationsRevision})
 	change.Digest = m.head.Digest
 	// Published under the lock: a full state that is read now is never older than
 	// the head that the hub knows.
 	err = m.hub.Publish(change)
 	m.state.Unlock()
-	m.committed(event, previous.Revocations)
 	return err
 }
 
@@ -272,30 +291,4 @@ func credentialsOf(event store.Event) (deletes [][32]byte, puts []credential.Cre
 		puts = append(puts, one)
 	}
 	return deletes, puts, nil
-}
-
-// expire drops revocations that can hit nothing any more, as the store's leases
-// do on their side.
-func (m *mirror) expire(ctx context.Context) error {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			m.revocations.Expire(now.Unix())
-		}
-	}
-}
-
-// ofKind collects the resources of some kinds.
-func ofKind(checked config.Checked, kinds ...string) []*configv1.Resource {
-	var found []*configv1.Resource
-	for resource := range checked.All() {
-		if slices.Contains(kinds, config.KeyOf(resource).Kind) {
-			found = append(found, resource)
-		}
-	}
-	return found
 }

@@ -100,6 +100,9 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 		Replica: cfg.Name, Logger: cfg.Log, Full: p.mirror.Full,
 		Node: func(ctx context.Context) (string, error) {
 			peer, err := identity.PeerFromContext(ctx)
+			if err == nil {
+				err = p.members.known(ctx, peer.Identity)
+			}
 			return peer.Name, err
 		},
 		Peer: func(ctx context.Context) error { _, err := identity.PeerFromContext(ctx); return err },
@@ -113,7 +116,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 		return nil, err
 	}
 	if err := p.welcome(); err != nil {
-		return nil, errors.Join(err, p.closeBus())
+		return nil, errors.Join(err, p.Close())
 	}
 	p.cluster = newCluster(cfg.Store, p.hub, p.live, cfg.Name, cfg.Advertise, cfg.Log)
 	p.keeper = &keys.Keeper{
@@ -121,7 +124,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 	}
 	p.admin = &admin.Service{
 		Store: cfg.Store, Mirror: p.mirror, Cluster: p.cluster, Issuers: p.issuers,
-		JoinToken: p.members.token, Audit: cfg.Audit, Log: cfg.Log, Release: cfg.Release,
+		JoinToken: p.members.token, RemoveNodeByName: p.members.remove, Audit: cfg.Audit, Log: cfg.Log, Release: cfg.Release,
 	}
 	return p, nil
 }
@@ -129,12 +132,12 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 // certify gives the replica a certificate of the cluster's CA, whose key it
 // holds as every replica does.
 func (p *Plane) certify() (*identity.Live, error) {
-	host, _, err := net.SplitHostPort(p.cfg.Advertise)
-	if err != nil {
-		return nil, fmt.Errorf("advertised address %q: %w", p.cfg.Advertise, err)
-	}
 	id := identity.Identity{Role: identity.Controlplane, Name: p.cfg.Name}
-	key, csr, err := identity.NewRequest(id, p.hosts(host)...)
+	hosts, err := p.hosts()
+	if err != nil {
+		return nil, err
+	}
+	key, csr, err := identity.NewRequest(id, hosts...)
 	if err != nil {
 		return nil, err
 	}
@@ -147,12 +150,16 @@ func (p *Plane) certify() (*identity.Live, error) {
 
 // hosts are the names that operators' other clients (curl, browsers) verify;
 // nodes and the command line know the replica by its role.
-func (p *Plane) hosts(advertised string) []string {
-	hosts := append([]string{advertised}, p.cfg.Hosts...)
-	if host, _, err := net.SplitHostPort(p.cfg.Admin.Addr().String()); err == nil {
+func (p *Plane) hosts() ([]string, error) {
+	hosts := []string{"localhost", "127.0.0.1"}
+	for _, address := range []string{p.cfg.Advertise, p.cfg.Admin.Addr().String()} {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", address, err)
+		}
 		hosts = append(hosts, host)
 	}
-	return append(hosts, "localhost", "127.0.0.1")
+	return append(hosts, p.cfg.Hosts...), nil
 }
 
 func (p *Plane) openBus(ctx context.Context) error {
@@ -164,12 +171,14 @@ func (p *Plane) openBus(ctx context.Context) error {
 		return fmt.Errorf("opening the bus: %w", err)
 	}
 	if err := p.bus.SetKeys([]*controlv1.BusKey{p.shared.busKey}); err != nil {
-		return errors.Join(err, p.closeBus())
+		return errors.Join(err, p.Close())
 	}
 	return nil
 }
 
-func (p *Plane) closeBus() error {
+// Close closes what New has opened. It is for a replica that is not run; Run
+// closes it at its end.
+func (p *Plane) Close() error {
 	if p.bus == nil {
 		return nil
 	}
@@ -225,27 +234,30 @@ func (p *Plane) NodesChanged() <-chan struct{} { return p.hub.Changed() }
 // Run serves until ctx ends or a listener fails, and returns when all that it
 // started has ended.
 func (p *Plane) Run(ctx context.Context) error {
+	hosts, err := p.hosts()
+	if err != nil {
+		return errors.Join(err, p.Close())
+	}
 	tasks, ctx := errgroup.WithContext(ctx)
 	renewer := &identity.Renewer{
-		Live: p.live, Log: p.cfg.Log, Hosts: p.hosts(p.cfg.Advertise),
+		Live: p.live, Log: p.cfg.Log, Hosts: hosts,
 		Renew: func(_ context.Context, csr []byte) (identity.Issued, error) {
 			return p.shared.ca.Issue(csr, p.live.Identity(), 0, time.Now())
 		},
 	}
 	for _, run := range []func(context.Context) error{
-		p.mirror.Run, p.mirror.expire, p.hub.Run, p.cluster.Run, p.keeper.Run, renewer.Run, p.serveControl, p.serveAdmin,
+		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, renewer.Run, p.serveControl, p.serveAdmin,
 	} {
 		tasks.Go(func() error { return run(ctx) })
 	}
-	return errors.Join(tasks.Wait(), p.closeBus())
+	return errors.Join(tasks.Wait(), p.Close())
 }
 
 // sources lists the issuers for the keeper.
 func (p *Plane) sources() []keys.Source {
 	checked, _ := p.mirror.Current()
 	var sources []keys.Source
-	for _, resource := range ofKind(checked, "Issuer") {
-		key := config.KeyOf(resource)
+	for key, resource := range checked.OfKind(config.KindIssuer) {
 		source := keys.Source{Workspace: key.Workspace, Name: key.Name, Issuer: resource.GetIssuer()}
 		if set, ok := checked.Get(config.Key{Kind: "KeySet", Workspace: key.Workspace, Name: key.Name}); ok {
 			source.Keys = set.GetKeySet()
@@ -266,11 +278,11 @@ func (p *Plane) claim(ctx context.Context, workspace, name string, interval time
 }
 
 // writeKeys commits a key set, unless its issuer is gone.
-func (p *Plane) writeKeys(ctx context.Context, workspace, name string, set *configv1.KeySet) error {
+func (p *Plane) writeKeys(ctx context.Context, source keys.Source, set *configv1.KeySet) error {
 	return p.admin.WriteKeySet(ctx, &configv1.Resource{
-		Metadata: &configv1.Metadata{Workspace: workspace, Name: name},
+		Metadata: &configv1.Metadata{Workspace: source.Workspace, Name: source.Name},
 		Spec:     &configv1.Resource_KeySet{KeySet: set},
-	})
+	}, source.Issuer)
 }
 
 // Version returns the newest version that this replica has seen.

@@ -252,7 +252,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer stop()
 	parts, inner := errgroup.WithContext(inner)
 	run := []func(context.Context) error{
-		n.follower.Run, n.wire.Run, n.limiter.Run, n.gateway.Run, n.renewer(n.cfg.identityDir()).Run, n.serveMetrics, n.expire,
+		n.follower.Run, n.wire.Run, n.limiter.Run, n.gateway.Run, n.renewer(n.cfg.identityDir()).Run, n.serveMetrics, n.revocations.Run,
 	}
 	if n.access != nil {
 		run = append(run, n.access.Run)
@@ -280,20 +280,6 @@ func (n *Node) Run(ctx context.Context) error {
 		err = nil
 	}
 	return err
-}
-
-// expire forgets revocations that can hit nothing any more.
-func (n *Node) expire(ctx context.Context) error {
-	tick := time.NewTicker(time.Minute)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case now := <-tick.C:
-			n.revocations.Expire(now.Unix())
-		}
-	}
 }
 
 // serveMetrics serves Prometheus and the probes on a listener of their own, so

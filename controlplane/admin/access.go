@@ -15,7 +15,6 @@ import (
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/credential"
-	"portcullis.dev/portcullis/pkg/revocation"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -161,8 +160,8 @@ func (s *Service) workspacesOf(operator *adminv1.Operator) []string {
 	}
 	names := []string{config.DefaultWorkspace}
 	current, _ := s.Mirror.Current()
-	for resource := range current.All() {
-		if key := config.KeyOf(resource); key.Kind == "Workspace" && key.Name != config.DefaultWorkspace {
+	for key := range current.OfKind(config.KindWorkspace) {
+		if key.Name != config.DefaultWorkspace {
 			names = append(names, key.Name)
 		}
 	}
@@ -214,101 +213,4 @@ func (s *Service) MintToken(ctx context.Context, req *adminv1.MintTokenRequest) 
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	return &adminv1.MintTokenResponse{Token: token, ExpiresAt: timestamppb.New(claims.ExpiresAt), Jti: claims.TokenID}, nil
-}
-
-// Revoke implements adminv1.AdminServiceServer. An entry reaches every
-// workspace, so it takes an operator who is bound to none.
-func (s *Service) Revoke(ctx context.Context, req *adminv1.RevokeRequest) (*adminv1.RevokeResponse, error) {
-	entry, target, err := s.entryOf(req, time.Now())
-	operator, denied := s.authorise(ctx, ActionRevoke, target, everyWorkspace)
-	if denied != nil {
-		return nil, denied
-	}
-	if err != nil {
-		return nil, err
-	}
-	if len(req.Reason) > maxReason {
-		return nil, fmt.Errorf("%w: the reason is longer than %d bytes", ErrInvalid, maxReason)
-	}
-	version, err := s.Store.Revoke(ctx, []*controlv1.Revocation{entry},
-		store.Meta{Author: operator.Name, Reason: req.Reason, Time: time.Now()})
-	if err != nil {
-		return nil, err
-	}
-	return &adminv1.RevokeResponse{Version: version.Proto(), ExpiresAt: entry.ExpiresAt}, nil
-}
-
-// entryOf turns a request into a deny-lane entry that outlives every token it
-// can hit.
-func (s *Service) entryOf(req *adminv1.RevokeRequest, now time.Time) (*controlv1.Revocation, string, error) {
-	type choice struct {
-		kind  controlv1.RevocationKind
-		value string
-	}
-	choices := slices.DeleteFunc([]choice{
-		{controlv1.RevocationKind_REVOCATION_KIND_JTI, req.Jti},
-		{controlv1.RevocationKind_REVOCATION_KIND_SESSION, req.Session},
-		{controlv1.RevocationKind_REVOCATION_KIND_SUBJECT, req.Subject},
-		{controlv1.RevocationKind_REVOCATION_KIND_CLIENT, req.Client},
-	}, func(c choice) bool { return c.value == "" })
-	if len(choices) > 1 || len(choices) == 0 && req.Issuer == "" {
-		return nil, "revocation", fmt.Errorf("%w: name exactly one of subject, client, session, jti, or issuer (an issuer beside another narrows it)", ErrInvalid)
-	}
-	issuer, lifetime, err := s.issuerOf(req.Issuer)
-	if err != nil {
-		return nil, "revocation", err
-	}
-	picked := choice{controlv1.RevocationKind_REVOCATION_KIND_ISSUER, issuer}
-	scope := ""
-	if len(choices) == 1 {
-		picked, scope = choices[0], issuer
-	}
-	key := revocation.KeyOf(picked.kind, scope, picked.value)
-	entry := &controlv1.Revocation{Kind: picked.kind, Key: key[:], ExpiresAt: timestamppb.New(now.Add(lifetime))}
-	target := "revoke " + strings.ToLower(strings.TrimPrefix(picked.kind.String(), "REVOCATION_KIND_")) + " " + picked.value
-	if picked.kind == controlv1.RevocationKind_REVOCATION_KIND_JTI {
-		if req.Before != nil {
-			return nil, target, fmt.Errorf("%w: before does not go with jti: one token has one time", ErrInvalid)
-		}
-		return entry, target, nil
-	}
-	entry.RevokedBefore = timestamppb.New(now)
-	if req.Before != nil {
-		if !req.Before.IsValid() || req.Before.AsTime().After(now) {
-			return nil, target, fmt.Errorf("%w: before is no time, or lies in the future: tokens not issued yet cannot be revoked", ErrInvalid)
-		}
-		entry.RevokedBefore = req.Before
-	}
-	return entry, target, nil
-}
-
-// issuerOf resolves an Issuer's name, workspace/name or iss to the iss claim,
-// and says how long a token of it, or of any issuer, can live, with skew.
-func (s *Service) issuerOf(name string) (string, time.Duration, error) {
-	current, _ := s.Mirror.Current()
-	longest, iss := time.Duration(0), ""
-	for resource := range current.All() {
-		issuer := resource.GetIssuer()
-		if issuer == nil {
-			continue
-		}
-		key := config.KeyOf(resource)
-		if name != "" && name != issuer.Issuer && name != key.Workspace+"/"+key.Name &&
-			(key.Workspace != config.DefaultWorkspace || name != key.Name) {
-			continue
-		}
-		iss = issuer.Issuer
-		lifetime := defaultLifetime
-		if issuer.MaxLifetime != nil {
-			lifetime = issuer.MaxLifetime.AsDuration()
-		}
-		longest = max(longest, lifetime)
-	}
-	if name == "" {
-		return "", max(longest, defaultLifetime) + 2*time.Minute, nil
-	}
-	if iss == "" {
-		return "", 0, fmt.Errorf("%w: no issuer %q: give its name, workspace/name or iss", ErrInvalid, name)
-	}
-	return iss, longest + 2*time.Minute, nil
 }

@@ -310,11 +310,22 @@ func TestWriteKeySet(t *testing.T) {
 	}
 	for key, written := range map[*configv1.Resource]bool{set("shop", "idp"): true, set("shop", "own"): false, set("shop", "gone"): false, set("other", "idp"): false} {
 		before := f.writes(t)
-		if err := f.WriteKeySet(t.Context(), key); err != nil {
+		if err := f.WriteKeySet(t.Context(), key, &configv1.Issuer{JwksUri: "https://idp.example/keys"}); err != nil {
 			t.Error(err)
 		}
 		if got := f.writes(t)-before-1 > 0; got != written {
 			t.Errorf("%v written: %v", key.Metadata, got)
 		}
+	}
+	// A fetch that was under way while the issuer was moved elsewhere, and one that
+	// was overtaken, write nothing.
+	late := set("shop", "idp")
+	late.GetKeySet().FetchedAt = timestamppb.Now()
+	before := f.writes(t)
+	if err := f.WriteKeySet(t.Context(), late, &configv1.Issuer{JwksUri: "https://taken-over.example/keys"}); err != nil {
+		t.Error(err)
+	}
+	if got := f.writes(t) - before - 1; got > 0 {
+		t.Error("keys of a URL that the issuer no longer names were written")
 	}
 }

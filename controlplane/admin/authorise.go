@@ -80,7 +80,7 @@ func (s *Service) authorise(ctx context.Context, action Action, target string, w
 		level, outcome = slog.LevelWarn, "denied"
 	}
 	s.Audit.LogAttrs(ctx, level, "admin", slog.String("operator", name), slog.String("action", string(action)),
-		slog.String("target", target), slog.Any("workspaces", workspaces), slog.String("outcome", outcome), slog.Time("at", time.Now()))
+		slog.String("target", cut(target)), slog.Any("workspaces", workspaces[:min(len(workspaces), maxAudited)]), slog.String("outcome", outcome), slog.Time("at", time.Now()))
 	if err != nil {
 		return nil, err
 	}
@@ -96,6 +96,15 @@ func (s *Service) still(ctx context.Context, operator *adminv1.Operator, action 
 	}
 	return s.authorise(ctx, action, target)
 }
+
+// What a record of the audit log holds of a call's own words, since strangers
+// write there too.
+const (
+	maxAudited     = 16
+	maxAuditedText = 256
+)
+
+func cut(text string) string { return strings.ToValidUTF8(text[:min(len(text), maxAuditedText)], "") }
 
 func permitted(operator *adminv1.Operator, action Action, workspaces []string) error {
 	if !slices.Contains(permissions[operator.Role], action) {
@@ -125,7 +134,17 @@ func roleName(role adminv1.Role) string {
 // SHA-256 of 256 random bits, so its time tells nothing about a guess.
 func (s *Service) operatorOf(ctx context.Context) (*adminv1.Operator, error) {
 	md, _ := metadata.FromIncomingContext(ctx)
-	values := md.Get("authorization")
+	return s.operatorBy(ctx, md.Get("authorization"))
+}
+
+// Knows says whether the values of an Authorization field are an operator's. It
+// authorises nothing: it is for deciding how much of a request to read.
+func (s *Service) Knows(ctx context.Context, authorization []string) bool {
+	_, err := s.operatorBy(ctx, authorization)
+	return err == nil
+}
+
+func (s *Service) operatorBy(ctx context.Context, values []string) (*adminv1.Operator, error) {
 	if len(values) != 1 {
 		return nil, ErrUnauthenticated
 	}

@@ -78,6 +78,12 @@ var rules = map[string]rule{
 	}},
 	"Revoke":          {"SA", unbound, ActionRevoke, func(*testing.T, *fixture) any { return &adminv1.RevokeRequest{Subject: "alice"} }},
 	"CreateJoinToken": {"A", unbound, ActionNodes, func(*testing.T, *fixture) any { return &adminv1.CreateJoinTokenRequest{} }},
+	"RemoveNode": {"A", unbound, ActionNodes, func(t *testing.T, f *fixture) any {
+		if _, err := f.memory.Items("nodes").Put(t.Context(), "node-1", nil, store.Write{At: store.Overwrite}); err != nil {
+			t.Fatal(err)
+		}
+		return &adminv1.RemoveNodeRequest{Name: "node-1"}
+	}},
 	"CreateOperator": {"A", unbound, ActionManageOperators, func(*testing.T, *fixture) any {
 		return &adminv1.CreateOperatorRequest{Operator: &adminv1.Operator{Name: "new", Role: adminv1.Role_ROLE_ADMIN}}
 	}},

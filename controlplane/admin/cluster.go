@@ -42,10 +42,9 @@ func (s *Service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv
 		Version: s.Release, Revision: version.Proto(), Nodes: shown(s.Cluster.Nodes(), operator), Replicas: replicas,
 		Credentials: int64(credentials), Revocations: int64(revocations),
 	}
-	for resource := range current.All() {
+	for key, resource := range current.OfKind(config.KindIssuer) {
 		issuer := resource.GetIssuer()
-		key := config.KeyOf(resource)
-		if issuer == nil || !visible(operator, key) {
+		if !visible(operator, key) {
 			continue
 		}
 		status := &adminv1.IssuerStatus{Workspace: key.Workspace, Name: key.Name, Issuer: issuer.Issuer}
@@ -117,6 +116,17 @@ func (s *Service) CreateJoinToken(ctx context.Context, req *adminv1.CreateJoinTo
 		return nil, err
 	}
 	return &adminv1.CreateJoinTokenResponse{Token: token, ExpiresAt: timestamppb.New(time.Now().Add(ttl))}, nil
+}
+
+// RemoveNode implements adminv1.AdminServiceServer.
+func (s *Service) RemoveNode(ctx context.Context, req *adminv1.RemoveNodeRequest) (*adminv1.RemoveNodeResponse, error) {
+	if _, err := s.authorise(ctx, ActionNodes, "remove node "+req.Name, everyWorkspace); err != nil {
+		return nil, err
+	}
+	if err := s.RemoveNodeByName(ctx, req.Name); err != nil {
+		return nil, fmt.Errorf("node %s: %w", req.Name, err)
+	}
+	return &adminv1.RemoveNodeResponse{}, nil
 }
 
 var operatorName = regexp.MustCompile(`^[a-z0-9]([a-z0-9.@_-]{0,61}[a-z0-9])?$`)

@@ -42,7 +42,7 @@ func (s *Service) Apply(ctx context.Context, req *adminv1.ApplyRequest) (*adminv
 	if err := vetChange(req.Change, req.Reason); err != nil {
 		return nil, err
 	}
-	version, changes, err := s.commit(ctx, req.Change, req.At, store.Meta{Author: operator.Name, Reason: req.Reason, Time: time.Now()})
+	version, changes, err := s.commit(ctx, req.Change, req.At, store.Meta{Author: operator.Name, Reason: req.Reason, Time: time.Now()}, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +57,10 @@ func (s *Service) Plan(ctx context.Context, req *adminv1.PlanRequest) (*adminv1.
 	if err := vetChange(req.Change, ""); err != nil {
 		return nil, err
 	}
-	current, version := s.Mirror.Current()
+	current, version, err := s.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
 	resp := &adminv1.PlanResponse{At: version.Proto(), Changes: plan(current, req.Change)}
 	full, err := s.Issuers.Complete(ctx, req.Change, current, true)
 	if err == nil {
@@ -73,17 +76,49 @@ func (s *Service) Plan(ctx context.Context, req *adminv1.PlanRequest) (*adminv1.
 	return resp, nil
 }
 
+// newest returns the configuration as of the store's newest commit: this replica
+// may be behind what the caller has just done at another.
+func (s *Service) newest(ctx context.Context) (config.Checked, config.Version, error) {
+	tip, err := s.Store.Tip(ctx)
+	if err == nil {
+		err = s.Mirror.Await(ctx, tip)
+	}
+	current, version := s.Mirror.Current()
+	return current, version, err
+}
+
+// planTimeout bounds the wait for the version that a change was planned on.
+const planTimeout = 5 * time.Second
+
+// base returns the configuration that a change is checked against and the
+// version that it is written on: the one that the caller planned on, which this
+// replica must have seen, or the newest.
+func (s *Service) base(ctx context.Context, at *controlv1.Version) (config.Checked, config.Version, error) {
+	if at == nil {
+		return s.newest(ctx)
+	}
+	ctx, cancel := context.WithTimeout(ctx, planTimeout)
+	defer cancel()
+	planned := config.VersionOf(at)
+	if err := s.Mirror.Await(ctx, planned); err != nil {
+		return config.Checked{}, planned, fmt.Errorf("%w: revision %s is not known", store.ErrConflict, planned)
+	}
+	current, _ := s.Mirror.Current()
+	return current, planned, nil
+}
+
 // commit checks the change against the newest config and writes it as one
 // revision. Without a version it plans again when another write came between.
-func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *controlv1.Version, meta store.Meta) (config.Version, []*adminv1.ResourceChange, error) {
+// holds, which may be nil, is asked before each try: false writes nothing.
+func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *controlv1.Version, meta store.Meta, holds func(config.Checked) bool) (config.Version, []*adminv1.ResourceChange, error) {
 	for try := 1; ; try++ {
-		current, version := s.Mirror.Current()
-		planned := version
-		if at != nil {
-			planned = config.VersionOf(at)
+		current, planned, err := s.base(ctx, at)
+		if err != nil {
+			return config.Version{}, nil, err
 		}
-		// Also when nothing would change: this replica's view may be behind, and only
-		// the store knows.
+		if holds != nil && !holds(current) {
+			return config.Version{}, nil, nil
+		}
 		changes := plan(current, change)
 		full, err := s.Issuers.Complete(ctx, change, current, false)
 		if err != nil {
@@ -94,16 +129,13 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 		}
 		committed, err := s.Store.Apply(ctx, planned, full, meta)
 		if err == nil {
-			return committed, changes, s.Mirror.Await(ctx, committed)
+			if late := s.Mirror.Await(ctx, committed); late != nil {
+				// It is committed, whatever this replica has seen of it.
+				s.Log.Warn("a committed revision has not come back yet", "revision", committed.String(), "error", late)
+			}
+			return committed, changes, nil
 		}
 		if at != nil || try == applyTries || !errors.Is(err, store.ErrConflict) {
-			return config.Version{}, nil, err
-		}
-		newest, err := s.Store.History(ctx, 0, 1, "")
-		if err != nil {
-			return config.Version{}, nil, err
-		}
-		if err := s.Mirror.Await(ctx, newest[0].Version); err != nil {
 			return config.Version{}, nil, err
 		}
 	}
@@ -350,16 +382,18 @@ func describe(change *adminv1.Change) string {
 	}
 }
 
-// WriteKeySet commits a fetched key set on the control plane's own behalf. It
-// does nothing when the issuer is gone or takes its keys from elsewhere now.
-func (s *Service) WriteKeySet(ctx context.Context, set *configv1.Resource) error {
-	current, _ := s.Mirror.Current()
+// WriteKeySet commits a key set on the control plane's own behalf, which was
+// fetched for the issuer as declared. It does nothing when the issuer is gone or
+// takes its keys from elsewhere now, or when a newer set is there.
+func (s *Service) WriteKeySet(ctx context.Context, set *configv1.Resource, issuer *configv1.Issuer) error {
 	key := config.KeyOf(set)
-	issuer, ok := current.Get(config.Key{Kind: "Issuer", Workspace: key.Workspace, Name: key.Name})
-	if !ok || issuer.GetIssuer().JwksUri == "" {
-		return nil
+	holds := func(current config.Checked) bool {
+		declared, ok := current.Get(config.Key{Kind: config.KindIssuer, Workspace: key.Workspace, Name: key.Name})
+		stored, _ := current.Get(key)
+		return ok && declared.GetIssuer().JwksUri == issuer.JwksUri && slices.Equal(declared.GetIssuer().Algorithms, issuer.Algorithms) &&
+			!stored.GetKeySet().GetFetchedAt().AsTime().After(set.GetKeySet().GetFetchedAt().AsTime())
 	}
 	_, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{set}}, nil,
-		store.Meta{Author: "system", Reason: "keys of " + issuer.GetIssuer().Issuer, Time: time.Now()})
+		store.Meta{Author: "system", Reason: "keys of " + issuer.Issuer, Time: time.Now()}, holds)
 	return err
 }

@@ -271,6 +271,10 @@ func newFixture(t testing.TB, wrap func(store.Store) store.Store) *fixture {
 			_, err := memory.Items("join-tokens").Put(ctx, fmt.Sprint(time.Now().UnixNano()), nil, store.Write{TTL: ttl})
 			return "pcj_token", err
 		},
+		RemoveNodeByName: func(ctx context.Context, name string) error {
+			_, err := memory.Items("nodes").Delete(ctx, name)
+			return err
+		},
 		Audit: slog.New(f.audit), Log: slog.New(slog.DiscardHandler),
 	}
 	f.serve(t)

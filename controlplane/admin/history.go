@@ -6,12 +6,14 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
 const (
@@ -98,13 +100,19 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream adminv1.AdminService_W
 	if err != nil {
 		return err
 	}
-	_, version := s.Mirror.Current()
-	if req.After != nil {
-		version = config.VersionOf(req.After)
+	_, version, err := s.newest(ctx)
+	if err != nil {
+		return err
+	}
+	if version, err = watchedFrom(req.After, version); err != nil {
+		return err
 	}
 	for {
 		// Before the history is read: a commit in between must wake the wait below.
 		_, seen := s.Mirror.Current()
+		if seen.Epoch != version.Epoch {
+			return fmt.Errorf("%w: the store was restored, and revisions count anew: list, then watch again", store.ErrCompacted)
+		}
 		records, err := s.since(ctx, version.Revision)
 		if err != nil {
 			return err
@@ -133,11 +141,30 @@ func (s *Service) Watch(req *adminv1.WatchRequest, stream adminv1.AdminService_W
 	}
 }
 
+// watchedFrom returns where a watch begins: after what the caller names, whose
+// epoch is the current one when left out, or after the newest.
+func watchedFrom(after *controlv1.Version, newest config.Version) (config.Version, error) {
+	if after == nil {
+		return newest, nil
+	}
+	from := config.VersionOf(after)
+	if from.Epoch == 0 {
+		from.Epoch = newest.Epoch
+	}
+	if from.Compare(newest) > 0 {
+		return from, fmt.Errorf("%w: revision %s is newer than the newest, %s", ErrInvalid, from, newest)
+	}
+	return from, nil
+}
+
+// watchPage is how many records a watch reads at once: it seldom lacks more.
+const watchPage = 64
+
 // since returns the history after a revision, oldest first.
 func (s *Service) since(ctx context.Context, revision int64) ([]*store.HistoryRecord, error) {
 	var found []*store.HistoryRecord
 	for before := int64(0); ; {
-		page, err := s.Store.History(ctx, before, maxHistory, "")
+		page, err := s.Store.History(ctx, before, watchPage, "")
 		if err != nil {
 			return nil, err
 		}
@@ -149,7 +176,7 @@ func (s *Service) since(ctx context.Context, revision int64) ([]*store.HistoryRe
 			found = append(found, record)
 			before = record.Version.Revision
 		}
-		if len(page) < maxHistory {
+		if len(page) < watchPage {
 			slices.Reverse(found)
 			return found, nil
 		}
@@ -168,7 +195,10 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	if len(req.Reason) > maxReason {
 		return nil, fmt.Errorf("%w: the reason is longer than %d bytes", ErrInvalid, maxReason)
 	}
-	current, version := s.Mirror.Current()
+	current, version, err := s.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if req.Revision <= 0 || req.Revision > version.Revision {
 		return nil, fmt.Errorf("%w: revision %d is not in the history: `portcullis history` lists what is", ErrInvalid, req.Revision)
 	}
@@ -187,14 +217,16 @@ func (s *Service) Rollback(ctx context.Context, req *adminv1.RollbackRequest) (*
 	if len(change.Upserts)+len(change.Deletes) == 0 {
 		return &adminv1.RollbackResponse{Version: version.Proto(), Convergence: s.converge(ctx, operator, version, req.WaitFor, started)}, nil
 	}
-	committed, changes, err := s.commit(ctx, change, version.Proto(), store.Meta{Author: operator.Name, Reason: reason, Time: time.Now()})
+	committed, changes, err := s.commit(ctx, change, version.Proto(), store.Meta{Author: operator.Name, Reason: reason, Time: time.Now()}, nil)
 	if err != nil {
 		return nil, err
 	}
 	return &adminv1.RollbackResponse{Version: committed.Proto(), Changes: changes, Convergence: s.converge(ctx, operator, committed, req.WaitFor, started)}, nil
 }
 
-// difference is the change that turns current into wanted.
+// difference is the change that turns current into wanted. An Application that is
+// disabled stays disabled: to disable takes access away, and that is never rolled
+// back.
 func difference(current config.Checked, wanted []*configv1.Resource) *adminv1.Change {
 	change := &adminv1.Change{}
 	keep := make(map[config.Key]bool, len(wanted))
@@ -204,6 +236,10 @@ func difference(current config.Checked, wanted []*configv1.Resource) *adminv1.Ch
 			continue
 		}
 		keep[key] = true
+		if now, ok := current.Get(key); ok && now.GetApplication().GetDisabled() {
+			resource = proto.CloneOf(resource)
+			resource.GetApplication().Disabled = true
+		}
 		if before, ok := current.Get(key); !ok || len(config.Diff(before, resource)) > 0 {
 			change.Upserts = append(change.Upserts, resource)
 		}

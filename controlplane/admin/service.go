@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime/debug"
 	"time"
 
 	"google.golang.org/grpc"
@@ -56,6 +57,9 @@ type Service struct {
 	Issuers *keys.Issuers
 	// JoinToken makes a one-time token for a node that expires after ttl.
 	JoinToken func(ctx context.Context, ttl time.Duration) (string, error)
+	// RemoveNodeByName takes a node out of the cluster; store.ErrNotFound when there is
+	// none of the name.
+	RemoveNodeByName func(ctx context.Context, name string) error
 	// Audit receives one record for each authorisation, allowed or denied.
 	Audit *slog.Logger
 	Log   *slog.Logger
@@ -65,14 +69,25 @@ type Service struct {
 
 // UnaryErrors and StreamErrors translate the service's errors at the edge. They
 // are the only place that knows gRPC status codes.
-func UnaryErrors(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	resp, err := next(ctx, req)
+// A panic fails the call and nothing else.
+func UnaryErrors(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	defer recovered(info.FullMethod, &err)
+	resp, err = next(ctx, req)
 	return resp, toStatus(err)
 }
 
 // StreamErrors is UnaryErrors for streams.
-func StreamErrors(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+func StreamErrors(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer recovered(info.FullMethod, &err)
 	return toStatus(next(srv, stream))
+}
+
+// recovered turns a panic into an error that tells the caller nothing of it.
+func recovered(method string, err *error) {
+	if cause := recover(); cause != nil {
+		slog.Error("an admin call failed in the control plane's own code", "method", method, "panic", cause, "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "the control plane failed; its log says more")
+	}
 }
 
 // ErrInvalid is wrapped by every refusal of a request's own content.

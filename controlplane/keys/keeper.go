@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/proto"
 
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -31,8 +32,8 @@ type Keeper struct {
 	// Claim says whether this replica may fetch the issuer now; at most one may
 	// within the interval, in the whole cluster.
 	Claim func(ctx context.Context, workspace, name string, interval time.Duration) (bool, error)
-	// Write commits a key set.
-	Write func(ctx context.Context, workspace, name string, keys *configv1.KeySet) error
+	// Write commits a key set that was fetched for a source.
+	Write func(ctx context.Context, source Source, keys *configv1.KeySet) error
 	Log   *slog.Logger
 
 	// Guarded by mu: issuers whose tokens named a kid that no node holds.
@@ -40,6 +41,9 @@ type Keeper struct {
 	missing map[[2]string]bool
 	wake    chan struct{}
 	once    sync.Once
+	// Guarded by mu: when this replica last tried an issuer, and until when what it
+	// fetched then, and did not write since nothing was new, holds.
+	tried, holds map[[2]string]time.Time
 }
 
 // Missing asks for a refetch, because a node saw an unknown kid. It never
@@ -57,7 +61,7 @@ func (k *Keeper) Missing(workspace, name string) {
 
 func (k *Keeper) init() {
 	k.once.Do(func() {
-		k.missing = map[[2]string]bool{}
+		k.missing, k.tried, k.holds = map[[2]string]bool{}, map[[2]string]time.Time{}, map[[2]string]time.Time{}
 		k.wake = make(chan struct{}, 1)
 	})
 }
@@ -79,6 +83,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	}
 }
 
+// maxFetches bounds the fetches at once.
+const maxFetches = 16
+
 // round fetches every source that is due and returns how long nothing will be.
 func (k *Keeper) round(ctx context.Context, now time.Time) time.Duration {
 	next := retryAfter
@@ -86,21 +93,43 @@ func (k *Keeper) round(ctx context.Context, now time.Time) time.Duration {
 	missing := k.missing
 	k.missing = map[[2]string]bool{}
 	k.mu.Unlock()
-	var running sync.WaitGroup
+	var running errgroup.Group
+	running.SetLimit(maxFetches)
 	for _, source := range k.Sources() {
 		if source.Issuer.JwksUri == "" {
 			continue
 		}
-		due := source.Keys == nil || !source.Keys.RefreshAt.AsTime().After(now) ||
-			missing[[2]string{source.Workspace, source.Name}]
-		if !due {
-			next = min(next, source.Keys.RefreshAt.AsTime().Sub(now))
+		if wait := k.due(source, missing, now); wait > 0 {
+			next = min(next, wait)
 			continue
 		}
-		running.Go(func() { k.refresh(ctx, source, now) })
+		running.Go(func() error { k.refresh(ctx, source, now); return nil })
 	}
-	running.Wait()
+	_ = running.Wait()
 	return max(next, time.Second)
+}
+
+// due returns how long it is until the source is to be fetched. This replica
+// tries a source once in an interval; the claim keeps the others to the same.
+func (k *Keeper) due(source Source, missing map[[2]string]bool, now time.Time) time.Duration {
+	id := [2]string{source.Workspace, source.Name}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	wait := time.Duration(0)
+	if source.Keys != nil && !missing[id] {
+		refresh := source.Keys.RefreshAt.AsTime()
+		if holds := k.holds[id]; holds.After(refresh) {
+			refresh = holds
+		}
+		wait = refresh.Sub(now)
+	}
+	if source.Keys != nil {
+		wait = max(wait, retryAfter-now.Sub(k.tried[id]))
+	}
+	if wait <= 0 {
+		k.tried[id] = now
+	}
+	return wait
 }
 
 func (k *Keeper) refresh(ctx context.Context, source Source, now time.Time) {
@@ -117,12 +146,16 @@ func (k *Keeper) refresh(ctx context.Context, source Source, now time.Time) {
 	if err != nil {
 		log.Warn("keys: fetch failed; the last good keys stay until they are stale", "error", err, "stale_at", set.StaleAt.AsTime())
 	}
-	if source.Keys != nil && err != nil && proto.Equal(&configv1.KeySet{Keys: set.Keys, Problem: set.Problem},
-		&configv1.KeySet{Keys: source.Keys.Keys, Problem: source.Keys.Problem}) {
-		// The same failure again tells nodes nothing new: no revision for it.
+	if old := source.Keys; old != nil && proto.Equal(&configv1.KeySet{Keys: set.Keys, Problem: set.Problem}, &configv1.KeySet{Keys: old.Keys, Problem: old.Problem}) &&
+		(err != nil || old.StaleAt.AsTime().Sub(now) > staleLimit/2) {
+		// Nothing that a node would do otherwise: no revision for it, so that those of
+		// people stay in the history.
+		k.mu.Lock()
+		k.holds[[2]string{source.Workspace, source.Name}] = set.RefreshAt.AsTime()
+		k.mu.Unlock()
 		return
 	}
-	if err := k.Write(ctx, source.Workspace, source.Name, set); err != nil && ctx.Err() == nil {
+	if err := k.Write(ctx, source, set); err != nil && ctx.Err() == nil {
 		log.Warn("keys: writing the key set failed; trying again", "error", err)
 	}
 }

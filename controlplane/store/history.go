@@ -53,6 +53,15 @@ func (s *Etcd) History(ctx context.Context, before int64, limit int, workspace s
 	return out, nil
 }
 
+// Tip implements Store.
+func (s *Etcd) Tip(ctx context.Context) (config.Version, error) {
+	m, err := s.readMarks(ctx)
+	if err != nil {
+		return config.Version{}, err
+	}
+	return s.version(m.tip), nil
+}
+
 // touches reports whether a commit changes something of a workspace; every commit
 // touches the empty one.
 func touches(h *HistoryRecord, workspace string) bool {

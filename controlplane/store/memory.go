@@ -74,6 +74,13 @@ func (s *Memory) Restore() {
 	s.move()
 }
 
+// Tip implements Store.
+func (s *Memory) Tip(context.Context) (config.Version, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.version(s.tip()), nil
+}
+
 // tip is the newest commit's revision. Needs mu.
 func (s *Memory) tip() int64 {
 	tip := max(s.head, s.deny)

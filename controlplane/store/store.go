@@ -89,6 +89,9 @@ type Store interface {
 	// 0 means 50.
 	History(ctx context.Context, before int64, limit int, workspace string) ([]*HistoryRecord, error)
 
+	// Tip returns the version of the newest commit on any lane.
+	Tip(ctx context.Context) (config.Version, error)
+
 	// At returns the config lane's resources as of a revision, which lies between
 	// the oldest kept (ErrCompacted) and the newest (ErrNotFound).
 	At(ctx context.Context, revision int64) ([]*configv1.Resource, error)

@@ -55,7 +55,11 @@ func startDemo(ctx context.Context, c *cluster.Cluster, contextPath string) (sto
 		stop()
 		return nil, fmt.Errorf("demo: %w", err)
 	}
-	return stop, c.Converge(ctx)
+	if err := c.Converge(ctx); err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
 }
 
 func applyDemo(ctx context.Context, contextPath string, addresses map[string]string) error {

@@ -61,8 +61,21 @@ func (c *cli) status() *cobra.Command {
 }
 
 func (c *cli) nodes() *cobra.Command {
-	return &cobra.Command{
-		Use: "nodes", Short: "List the nodes, what each runs and what it rejected", Args: cobra.NoArgs,
+	remove := &cobra.Command{
+		Use: "remove NAME", Short: "Take a node out of the cluster, so that it must join anew", Args: cobra.ExactArgs(1),
+		Long: "Take a node out of the cluster: no control plane serves it any more and its certificate is not\nrenewed. Stop it as well: until then it serves what it last had.",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.call(cmd, 0, func(ctx context.Context, client adminv1.AdminServiceClient) error {
+				if _, err := client.RemoveNode(ctx, &adminv1.RemoveNodeRequest{Name: args[0]}); err != nil {
+					return err
+				}
+				fmt.Fprintf(cmd.ErrOrStderr(), "node %s removed\n", args[0])
+				return nil
+			})
+		},
+	}
+	cmd := &cobra.Command{
+		Use: "nodes", Short: "List the nodes, what each runs and what it rejected; remove one", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resp, err := c.fetchStatus(cmd.Context())
 			if err != nil {
@@ -77,6 +90,8 @@ func (c *cli) nodes() *cobra.Command {
 			})
 		},
 	}
+	cmd.AddCommand(remove)
+	return cmd
 }
 
 func printNodes(w io.Writer, nodes []*controlv1.NodeStatus, newest *controlv1.Version) {

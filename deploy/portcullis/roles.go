@@ -91,6 +91,7 @@ type controlFlags struct {
 	name, dir, listen, admin, advertise string
 	hosts                               []string
 	sealKey, busListen, busAdvertise    string
+	restored                            bool
 	etcd, nats                          externalFlags
 	loopbackJWKS                        bool
 	context                             string
@@ -119,6 +120,7 @@ The first replica of a cluster writes the first operator's context to --context-
 	flags.StringSliceVar(&f.hosts, "host", nil, "further host name or address for the certificate; may be repeated")
 	flags.StringVar(&f.context, "context-out", "", "where the first operator's context is written (default: context.yaml in --data-dir)")
 	flags.StringVar(&f.sealKey, "seal-key", "", "where the sealing keys are: file:PATH or env:NAME (default: seal.key in --data-dir, made on the first start)")
+	flags.BoolVar(&f.restored, "restored", false, "the store has been restored from a backup: begin a new epoch, once, so that nodes take it over")
 	flags.StringSliceVar(&f.etcd.urls, "etcd-endpoints", nil, "external etcd (default: embedded)")
 	f.etcd.add(cmd, "etcd", "etcd")
 	flags.StringSliceVar(&f.nats.urls, "nats-urls", nil, "external NATS (default: embedded)")
@@ -131,7 +133,7 @@ The first replica of a cluster writes the first operator's context to --context-
 	return cmd
 }
 
-func runControlplane(cmd *cobra.Command, f *controlFlags) error {
+func runControlplane(cmd *cobra.Command, f *controlFlags) (err error) {
 	ctx := cmd.Context()
 	log, err := f.logger(cmd.ErrOrStderr())
 	if err != nil {
@@ -140,6 +142,11 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
+	unlock, err := lockDir(f.dir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	audit, closeAudit, err := openAudit(filepath.Join(f.dir, "audit.log"))
 	if err != nil {
 		return err
@@ -149,15 +156,18 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) error {
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, st.Close()) }()
 	control, admin, err := listenTwo(f.listen, f.admin)
 	if err != nil {
-		return errors.Join(explainListen(err), st.Close())
+		return explainListen(err)
 	}
 	var server *bus.Server
-	open := func(ctx context.Context, live *identity.Live) (bus.Bus, []string, error) {
-		var b bus.Bus
-		var urls []string
-		var err error
+	defer func() {
+		if server != nil {
+			err = errors.Join(err, server.Close())
+		}
+	}()
+	open := func(ctx context.Context, live *identity.Live) (b bus.Bus, urls []string, err error) {
 		b, server, urls, err = f.openBus(ctx, live)
 		return b, urls, err
 	}
@@ -166,21 +176,23 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) error {
 		AllowLoopbackJWKS: f.loopbackJWKS, Release: release, Log: log, Audit: audit,
 	})
 	if err != nil {
-		return errors.Join(err, control.Close(), admin.Close(), st.Close())
+		return errors.Join(err, control.Close(), admin.Close())
 	}
 	if err := f.firstContext(ctx, cmd, plane, admin.Addr().String()); err != nil {
-		return errors.Join(err, control.Close(), admin.Close(), st.Close())
+		return errors.Join(err, control.Close(), admin.Close(), plane.Close())
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	announced := make(chan struct{})
 	go func() {
+		defer close(announced)
 		if plane.Await(ctx, config.Version{}) == nil {
 			fmt.Fprintf(cmd.OutOrStdout(), "ready\n  control   %s\n  admin     https://%s\n", control.Addr(), admin.Addr())
 		}
 	}()
 	err = plane.Run(ctx)
-	if server != nil {
-		err = errors.Join(err, server.Close())
-	}
-	return errors.Join(err, st.Close())
+	cancel()
+	<-announced
+	return err
 }
 
 func (f *controlFlags) openStore(ctx context.Context) (*store.Etcd, error) {
@@ -197,7 +209,7 @@ func (f *controlFlags) openStore(ctx context.Context) (*store.Etcd, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--seal-key: %w", err)
 	}
-	cfg := store.Config{Sealer: sealer, Endpoints: f.etcd.urls, Username: f.etcd.username}
+	cfg := store.Config{Sealer: sealer, Endpoints: f.etcd.urls, Username: f.etcd.username, Restored: f.restored}
 	if len(f.etcd.urls) == 0 {
 		cfg.Dir = filepath.Join(f.dir, "etcd")
 		return store.Open(ctx, cfg)
@@ -338,6 +350,14 @@ func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *runFlags, listen,
 	defer closeAccess()
 	cfg.Log, cfg.AccessLog, cfg.Release, cfg.Drain = log, access, release, f.drain
 	cfg.Telemetry = telemetry.Config{Endpoint: f.otlp}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("--data-dir: %w", err)
+	}
+	unlock, err := lockDir(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer unlock()
 	if cfg.Listener, err = net.Listen("tcp", listen); err != nil {
 		return explainListen(err)
 	}

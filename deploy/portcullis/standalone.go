@@ -154,7 +154,11 @@ func runStandalone(cmd *cobra.Command, cfg cluster.Config, demo bool) error {
 	}
 	if err == nil {
 		announce(cmd.OutOrStdout(), c, contextPath, time.Since(started))
-		<-ctx.Done()
+		select {
+		case err = <-c.Failed():
+			err = fmt.Errorf("a part of the cluster has ended: %w", err)
+		case <-ctx.Done():
+		}
 		fmt.Fprintln(cmd.ErrOrStderr(), "stopping: finishing requests in flight (interrupt again to stop at once)")
 	}
 	return errors.Join(err, c.Stop())

@@ -74,10 +74,11 @@ func (c Checked) All() iter.Seq[*configv1.Resource] {
 	}
 }
 
-// Routes yields every Route in the order of the keys.
-func (c Checked) Routes() iter.Seq2[Key, *configv1.Resource] {
+// OfKind yields the resources of a kind in the order of the keys. It costs as
+// much as there are of them, however many others there are.
+func (c Checked) OfKind(kind string) iter.Seq2[Key, *configv1.Resource] {
 	return func(yield func(Key, *configv1.Resource) bool) {
-		for e := range c.within(KindRoute, "") {
+		for e := range c.within(kind, "") {
 			if !yield(*e.self.Key, e.resource) {
 				return
 			}

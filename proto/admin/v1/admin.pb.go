@@ -2342,6 +2342,86 @@ func (x *CreateJoinTokenResponse) GetExpiresAt() *timestamppb.Timestamp {
 	return nil
 }
 
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *RemoveNodeRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+}
+
 type Operator struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
@@ -2355,7 +2435,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2367,7 +2447,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2380,7 +2460,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Operator) GetName() string {
@@ -2420,7 +2500,7 @@ type CreateOperatorRequest struct {
 
 func (x *CreateOperatorRequest) Reset() {
 	*x = CreateOperatorRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2432,7 +2512,7 @@ func (x *CreateOperatorRequest) String() string {
 func (*CreateOperatorRequest) ProtoMessage() {}
 
 func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2445,7 +2525,7 @@ func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorRequest.ProtoReflect.Descriptor instead.
 func (*CreateOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *CreateOperatorRequest) GetOperator() *Operator {
@@ -2464,7 +2544,7 @@ type CreateOperatorResponse struct {
 
 func (x *CreateOperatorResponse) Reset() {
 	*x = CreateOperatorResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2476,7 +2556,7 @@ func (x *CreateOperatorResponse) String() string {
 func (*CreateOperatorResponse) ProtoMessage() {}
 
 func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2489,7 +2569,7 @@ func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorResponse.ProtoReflect.Descriptor instead.
 func (*CreateOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateOperatorResponse) GetCredential() string {
@@ -2507,7 +2587,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2519,7 +2599,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2532,7 +2612,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 type ListOperatorsResponse struct {
@@ -2544,7 +2624,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2636,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2649,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*Operator {
@@ -2588,7 +2668,7 @@ type DeleteOperatorRequest struct {
 
 func (x *DeleteOperatorRequest) Reset() {
 	*x = DeleteOperatorRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2600,7 +2680,7 @@ func (x *DeleteOperatorRequest) String() string {
 func (*DeleteOperatorRequest) ProtoMessage() {}
 
 func (x *DeleteOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2613,7 +2693,7 @@ func (x *DeleteOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOperatorRequest.ProtoReflect.Descriptor instead.
 func (*DeleteOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *DeleteOperatorRequest) GetName() string {
@@ -2631,7 +2711,7 @@ type DeleteOperatorResponse struct {
 
 func (x *DeleteOperatorResponse) Reset() {
 	*x = DeleteOperatorResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +2723,7 @@ func (x *DeleteOperatorResponse) String() string {
 func (*DeleteOperatorResponse) ProtoMessage() {}
 
 func (x *DeleteOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +2736,7 @@ func (x *DeleteOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOperatorResponse.ProtoReflect.Descriptor instead.
 func (*DeleteOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 var File_admin_v1_admin_proto protoreflect.FileDescriptor
@@ -2818,7 +2898,10 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\x17CreateJoinTokenResponse\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x129\n" +
 	"\n" +
-	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"\xa8\x01\n" +
+	"expires_at\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\"'\n" +
+	"\x11RemoveNodeRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x14\n" +
+	"\x12RemoveNodeResponse\"\xa8\x01\n" +
 	"\bOperator\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12-\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x19.portcullis.admin.v1.RoleR\x04role\x12\x1e\n" +
@@ -2850,7 +2933,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\vROLE_EDITOR\x10\x02\x12\x11\n" +
 	"\rROLE_SECURITY\x10\x03\x12\x0e\n" +
 	"\n" +
-	"ROLE_ADMIN\x10\x042\xc7\x10\n" +
+	"ROLE_ADMIN\x10\x042\xc0\x11\n" +
 	"\fAdminService\x12k\n" +
 	"\x05Apply\x12!.portcullis.admin.v1.ApplyRequest\x1a\".portcullis.admin.v1.ApplyResponse\"\x1b\x82\xd3\xe4\x93\x02\x15:\x01*\"\x10/v1/config:apply\x12g\n" +
 	"\x04Plan\x12 .portcullis.admin.v1.PlanRequest\x1a!.portcullis.admin.v1.PlanResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/config:plan\x12b\n" +
@@ -2868,7 +2951,9 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\tMintToken\x12%.portcullis.admin.v1.MintTokenRequest\x1a&.portcullis.admin.v1.MintTokenResponse\"\x15\x82\xd3\xe4\x93\x02\x0f:\x01*\"\n" +
 	"/v1/tokens\x12m\n" +
 	"\x06Revoke\x12\".portcullis.admin.v1.RevokeRequest\x1a#.portcullis.admin.v1.RevokeResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/revocations\x12\x88\x01\n" +
-	"\x0fCreateJoinToken\x12+.portcullis.admin.v1.CreateJoinTokenRequest\x1a,.portcullis.admin.v1.CreateJoinTokenResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/join-tokens\x12\x83\x01\n" +
+	"\x0fCreateJoinToken\x12+.portcullis.admin.v1.CreateJoinTokenRequest\x1a,.portcullis.admin.v1.CreateJoinTokenResponse\"\x1a\x82\xd3\xe4\x93\x02\x14:\x01*\"\x0f/v1/join-tokens\x12w\n" +
+	"\n" +
+	"RemoveNode\x12&.portcullis.admin.v1.RemoveNodeRequest\x1a'.portcullis.admin.v1.RemoveNodeResponse\"\x18\x82\xd3\xe4\x93\x02\x12*\x10/v1/nodes/{name}\x12\x83\x01\n" +
 	"\x0eCreateOperator\x12*.portcullis.admin.v1.CreateOperatorRequest\x1a+.portcullis.admin.v1.CreateOperatorResponse\"\x18\x82\xd3\xe4\x93\x02\x12:\x01*\"\r/v1/operators\x12}\n" +
 	"\rListOperators\x12).portcullis.admin.v1.ListOperatorsRequest\x1a*.portcullis.admin.v1.ListOperatorsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\x12\r/v1/operators\x12\x87\x01\n" +
 	"\x0eDeleteOperator\x12*.portcullis.admin.v1.DeleteOperatorRequest\x1a+.portcullis.admin.v1.DeleteOperatorResponse\"\x1c\x82\xd3\xe4\x93\x02\x16*\x14/v1/operators/{name}B2Z0portcullis.dev/portcullis/proto/admin/v1;adminv1b\x06proto3"
@@ -2886,7 +2971,7 @@ func file_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
+var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
 var file_admin_v1_admin_proto_goTypes = []any{
 	(Action)(0),                     // 0: portcullis.admin.v1.Action
 	(Role)(0),                       // 1: portcullis.admin.v1.Role
@@ -2926,83 +3011,85 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*RevokeResponse)(nil),          // 35: portcullis.admin.v1.RevokeResponse
 	(*CreateJoinTokenRequest)(nil),  // 36: portcullis.admin.v1.CreateJoinTokenRequest
 	(*CreateJoinTokenResponse)(nil), // 37: portcullis.admin.v1.CreateJoinTokenResponse
-	(*Operator)(nil),                // 38: portcullis.admin.v1.Operator
-	(*CreateOperatorRequest)(nil),   // 39: portcullis.admin.v1.CreateOperatorRequest
-	(*CreateOperatorResponse)(nil),  // 40: portcullis.admin.v1.CreateOperatorResponse
-	(*ListOperatorsRequest)(nil),    // 41: portcullis.admin.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),   // 42: portcullis.admin.v1.ListOperatorsResponse
-	(*DeleteOperatorRequest)(nil),   // 43: portcullis.admin.v1.DeleteOperatorRequest
-	(*DeleteOperatorResponse)(nil),  // 44: portcullis.admin.v1.DeleteOperatorResponse
-	(*v1.Resource)(nil),             // 45: portcullis.config.v1.Resource
-	(*v11.ResourceKey)(nil),         // 46: portcullis.control.v1.ResourceKey
-	(*v11.Version)(nil),             // 47: portcullis.control.v1.Version
-	(*durationpb.Duration)(nil),     // 48: google.protobuf.Duration
-	(*v11.NodeStatus)(nil),          // 49: portcullis.control.v1.NodeStatus
-	(*v11.Problem)(nil),             // 50: portcullis.control.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 51: google.protobuf.Timestamp
-	(v11.RevocationKind)(0),         // 52: portcullis.control.v1.RevocationKind
-	(*v11.DecisionRecord)(nil),      // 53: portcullis.control.v1.DecisionRecord
-	(*structpb.Struct)(nil),         // 54: google.protobuf.Struct
+	(*RemoveNodeRequest)(nil),       // 38: portcullis.admin.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 39: portcullis.admin.v1.RemoveNodeResponse
+	(*Operator)(nil),                // 40: portcullis.admin.v1.Operator
+	(*CreateOperatorRequest)(nil),   // 41: portcullis.admin.v1.CreateOperatorRequest
+	(*CreateOperatorResponse)(nil),  // 42: portcullis.admin.v1.CreateOperatorResponse
+	(*ListOperatorsRequest)(nil),    // 43: portcullis.admin.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),   // 44: portcullis.admin.v1.ListOperatorsResponse
+	(*DeleteOperatorRequest)(nil),   // 45: portcullis.admin.v1.DeleteOperatorRequest
+	(*DeleteOperatorResponse)(nil),  // 46: portcullis.admin.v1.DeleteOperatorResponse
+	(*v1.Resource)(nil),             // 47: portcullis.config.v1.Resource
+	(*v11.ResourceKey)(nil),         // 48: portcullis.control.v1.ResourceKey
+	(*v11.Version)(nil),             // 49: portcullis.control.v1.Version
+	(*durationpb.Duration)(nil),     // 50: google.protobuf.Duration
+	(*v11.NodeStatus)(nil),          // 51: portcullis.control.v1.NodeStatus
+	(*v11.Problem)(nil),             // 52: portcullis.control.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 53: google.protobuf.Timestamp
+	(v11.RevocationKind)(0),         // 54: portcullis.control.v1.RevocationKind
+	(*v11.DecisionRecord)(nil),      // 55: portcullis.control.v1.DecisionRecord
+	(*structpb.Struct)(nil),         // 56: google.protobuf.Struct
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	45, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
-	46, // 1: portcullis.admin.v1.Change.deletes:type_name -> portcullis.control.v1.ResourceKey
+	47, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
+	48, // 1: portcullis.admin.v1.Change.deletes:type_name -> portcullis.control.v1.ResourceKey
 	2,  // 2: portcullis.admin.v1.ApplyRequest.change:type_name -> portcullis.admin.v1.Change
-	47, // 3: portcullis.admin.v1.ApplyRequest.at:type_name -> portcullis.control.v1.Version
-	48, // 4: portcullis.admin.v1.ApplyRequest.wait_for:type_name -> google.protobuf.Duration
-	47, // 5: portcullis.admin.v1.ApplyResponse.version:type_name -> portcullis.control.v1.Version
+	49, // 3: portcullis.admin.v1.ApplyRequest.at:type_name -> portcullis.control.v1.Version
+	50, // 4: portcullis.admin.v1.ApplyRequest.wait_for:type_name -> google.protobuf.Duration
+	49, // 5: portcullis.admin.v1.ApplyResponse.version:type_name -> portcullis.control.v1.Version
 	8,  // 6: portcullis.admin.v1.ApplyResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
 	5,  // 7: portcullis.admin.v1.ApplyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	48, // 8: portcullis.admin.v1.Convergence.took:type_name -> google.protobuf.Duration
-	49, // 9: portcullis.admin.v1.Convergence.behind:type_name -> portcullis.control.v1.NodeStatus
+	50, // 8: portcullis.admin.v1.Convergence.took:type_name -> google.protobuf.Duration
+	51, // 9: portcullis.admin.v1.Convergence.behind:type_name -> portcullis.control.v1.NodeStatus
 	2,  // 10: portcullis.admin.v1.PlanRequest.change:type_name -> portcullis.admin.v1.Change
-	47, // 11: portcullis.admin.v1.PlanResponse.at:type_name -> portcullis.control.v1.Version
+	49, // 11: portcullis.admin.v1.PlanResponse.at:type_name -> portcullis.control.v1.Version
 	8,  // 12: portcullis.admin.v1.PlanResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
-	50, // 13: portcullis.admin.v1.PlanResponse.problems:type_name -> portcullis.control.v1.Problem
-	46, // 14: portcullis.admin.v1.ResourceChange.key:type_name -> portcullis.control.v1.ResourceKey
+	52, // 13: portcullis.admin.v1.PlanResponse.problems:type_name -> portcullis.control.v1.Problem
+	48, // 14: portcullis.admin.v1.ResourceChange.key:type_name -> portcullis.control.v1.ResourceKey
 	0,  // 15: portcullis.admin.v1.ResourceChange.action:type_name -> portcullis.admin.v1.Action
 	9,  // 16: portcullis.admin.v1.ResourceChange.fields:type_name -> portcullis.admin.v1.FieldChange
-	45, // 17: portcullis.admin.v1.ListResponse.resources:type_name -> portcullis.config.v1.Resource
-	47, // 18: portcullis.admin.v1.ListResponse.version:type_name -> portcullis.control.v1.Version
-	45, // 19: portcullis.admin.v1.GetResponse.resource:type_name -> portcullis.config.v1.Resource
-	47, // 20: portcullis.admin.v1.GetResponse.version:type_name -> portcullis.control.v1.Version
-	47, // 21: portcullis.admin.v1.WatchRequest.after:type_name -> portcullis.control.v1.Version
+	47, // 17: portcullis.admin.v1.ListResponse.resources:type_name -> portcullis.config.v1.Resource
+	49, // 18: portcullis.admin.v1.ListResponse.version:type_name -> portcullis.control.v1.Version
+	47, // 19: portcullis.admin.v1.GetResponse.resource:type_name -> portcullis.config.v1.Resource
+	49, // 20: portcullis.admin.v1.GetResponse.version:type_name -> portcullis.control.v1.Version
+	49, // 21: portcullis.admin.v1.WatchRequest.after:type_name -> portcullis.control.v1.Version
 	18, // 22: portcullis.admin.v1.WatchResponse.entry:type_name -> portcullis.admin.v1.HistoryEntry
 	18, // 23: portcullis.admin.v1.HistoryResponse.entries:type_name -> portcullis.admin.v1.HistoryEntry
-	47, // 24: portcullis.admin.v1.HistoryEntry.version:type_name -> portcullis.control.v1.Version
-	51, // 25: portcullis.admin.v1.HistoryEntry.time:type_name -> google.protobuf.Timestamp
+	49, // 24: portcullis.admin.v1.HistoryEntry.version:type_name -> portcullis.control.v1.Version
+	53, // 25: portcullis.admin.v1.HistoryEntry.time:type_name -> google.protobuf.Timestamp
 	8,  // 26: portcullis.admin.v1.HistoryEntry.changes:type_name -> portcullis.admin.v1.ResourceChange
-	52, // 27: portcullis.admin.v1.HistoryEntry.revocations:type_name -> portcullis.control.v1.RevocationKind
-	48, // 28: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
-	47, // 29: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
+	54, // 27: portcullis.admin.v1.HistoryEntry.revocations:type_name -> portcullis.control.v1.RevocationKind
+	50, // 28: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
+	49, // 29: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
 	8,  // 30: portcullis.admin.v1.RollbackResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
 	5,  // 31: portcullis.admin.v1.RollbackResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	48, // 32: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	47, // 33: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
+	50, // 32: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	49, // 33: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
 	5,  // 34: portcullis.admin.v1.WaitResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	47, // 35: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
-	49, // 36: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
+	49, // 35: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
+	51, // 36: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
 	25, // 37: portcullis.admin.v1.StatusResponse.issuers:type_name -> portcullis.admin.v1.IssuerStatus
-	51, // 38: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
-	51, // 39: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
-	53, // 40: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	48, // 41: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	48, // 42: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
-	47, // 43: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
+	53, // 38: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	53, // 39: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
+	55, // 40: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	50, // 41: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	50, // 42: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
+	49, // 43: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
 	5,  // 44: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	47, // 45: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
-	48, // 46: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	54, // 47: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	51, // 48: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	51, // 49: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
-	47, // 50: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
-	51, // 51: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
-	48, // 52: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	51, // 53: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	49, // 45: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
+	50, // 46: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	56, // 47: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	53, // 48: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	53, // 49: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
+	49, // 50: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
+	53, // 51: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	50, // 52: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	53, // 53: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 54: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
-	51, // 55: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	38, // 56: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
-	38, // 57: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
+	53, // 55: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	40, // 56: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
+	40, // 57: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
 	3,  // 58: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
 	6,  // 59: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
 	10, // 60: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
@@ -3018,29 +3105,31 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	32, // 70: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
 	34, // 71: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
 	36, // 72: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
-	39, // 73: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
-	41, // 74: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
-	43, // 75: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
-	4,  // 76: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
-	7,  // 77: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
-	11, // 78: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
-	13, // 79: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
-	15, // 80: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
-	17, // 81: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
-	20, // 82: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
-	22, // 83: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
-	24, // 84: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
-	27, // 85: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
-	29, // 86: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
-	31, // 87: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
-	33, // 88: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
-	35, // 89: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
-	37, // 90: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
-	40, // 91: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
-	42, // 92: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
-	44, // 93: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
-	76, // [76:94] is the sub-list for method output_type
-	58, // [58:76] is the sub-list for method input_type
+	38, // 73: portcullis.admin.v1.AdminService.RemoveNode:input_type -> portcullis.admin.v1.RemoveNodeRequest
+	41, // 74: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
+	43, // 75: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
+	45, // 76: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
+	4,  // 77: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
+	7,  // 78: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
+	11, // 79: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
+	13, // 80: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
+	15, // 81: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
+	17, // 82: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
+	20, // 83: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
+	22, // 84: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
+	24, // 85: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
+	27, // 86: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
+	29, // 87: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
+	31, // 88: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
+	33, // 89: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
+	35, // 90: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
+	37, // 91: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
+	39, // 92: portcullis.admin.v1.AdminService.RemoveNode:output_type -> portcullis.admin.v1.RemoveNodeResponse
+	42, // 93: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
+	44, // 94: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
+	46, // 95: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
+	77, // [77:96] is the sub-list for method output_type
+	58, // [58:77] is the sub-list for method input_type
 	58, // [58:58] is the sub-list for extension type_name
 	58, // [58:58] is the sub-list for extension extendee
 	0,  // [0:58] is the sub-list for field type_name
@@ -3057,7 +3146,7 @@ func file_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_v1_admin_proto_rawDesc), len(file_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   43,
+			NumMessages:   45,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

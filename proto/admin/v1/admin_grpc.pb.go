@@ -36,6 +36,7 @@ const (
 	AdminService_MintToken_FullMethodName       = "/portcullis.admin.v1.AdminService/MintToken"
 	AdminService_Revoke_FullMethodName          = "/portcullis.admin.v1.AdminService/Revoke"
 	AdminService_CreateJoinToken_FullMethodName = "/portcullis.admin.v1.AdminService/CreateJoinToken"
+	AdminService_RemoveNode_FullMethodName      = "/portcullis.admin.v1.AdminService/RemoveNode"
 	AdminService_CreateOperator_FullMethodName  = "/portcullis.admin.v1.AdminService/CreateOperator"
 	AdminService_ListOperators_FullMethodName   = "/portcullis.admin.v1.AdminService/ListOperators"
 	AdminService_DeleteOperator_FullMethodName  = "/portcullis.admin.v1.AdminService/DeleteOperator"
@@ -80,6 +81,10 @@ type AdminServiceClient interface {
 	// Revoke puts an entry on the deny lane.
 	Revoke(ctx context.Context, in *RevokeRequest, opts ...grpc.CallOption) (*RevokeResponse, error)
 	CreateJoinToken(ctx context.Context, in *CreateJoinTokenRequest, opts ...grpc.CallOption) (*CreateJoinTokenResponse, error)
+	// RemoveNode takes a node out of the cluster: its certificate is not renewed and
+	// no control plane serves it any more. What it holds it may go on serving until
+	// it is stopped.
+	RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error)
 	// CreateOperator makes an operator; the answer is the only time that its
 	// credential is shown.
 	CreateOperator(ctx context.Context, in *CreateOperatorRequest, opts ...grpc.CallOption) (*CreateOperatorResponse, error)
@@ -254,6 +259,16 @@ func (c *adminServiceClient) CreateJoinToken(ctx context.Context, in *CreateJoin
 	return out, nil
 }
 
+func (c *adminServiceClient) RemoveNode(ctx context.Context, in *RemoveNodeRequest, opts ...grpc.CallOption) (*RemoveNodeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RemoveNodeResponse)
+	err := c.cc.Invoke(ctx, AdminService_RemoveNode_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *adminServiceClient) CreateOperator(ctx context.Context, in *CreateOperatorRequest, opts ...grpc.CallOption) (*CreateOperatorResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(CreateOperatorResponse)
@@ -323,6 +338,10 @@ type AdminServiceServer interface {
 	// Revoke puts an entry on the deny lane.
 	Revoke(context.Context, *RevokeRequest) (*RevokeResponse, error)
 	CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error)
+	// RemoveNode takes a node out of the cluster: its certificate is not renewed and
+	// no control plane serves it any more. What it holds it may go on serving until
+	// it is stopped.
+	RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error)
 	// CreateOperator makes an operator; the answer is the only time that its
 	// credential is shown.
 	CreateOperator(context.Context, *CreateOperatorRequest) (*CreateOperatorResponse, error)
@@ -382,6 +401,9 @@ func (UnimplementedAdminServiceServer) Revoke(context.Context, *RevokeRequest) (
 }
 func (UnimplementedAdminServiceServer) CreateJoinToken(context.Context, *CreateJoinTokenRequest) (*CreateJoinTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateJoinToken not implemented")
+}
+func (UnimplementedAdminServiceServer) RemoveNode(context.Context, *RemoveNodeRequest) (*RemoveNodeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RemoveNode not implemented")
 }
 func (UnimplementedAdminServiceServer) CreateOperator(context.Context, *CreateOperatorRequest) (*CreateOperatorResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateOperator not implemented")
@@ -676,6 +698,24 @@ func _AdminService_CreateJoinToken_Handler(srv interface{}, ctx context.Context,
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminService_RemoveNode_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RemoveNodeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminServiceServer).RemoveNode(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminService_RemoveNode_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminServiceServer).RemoveNode(ctx, req.(*RemoveNodeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _AdminService_CreateOperator_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(CreateOperatorRequest)
 	if err := dec(in); err != nil {
@@ -792,6 +832,10 @@ var AdminService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateJoinToken",
 			Handler:    _AdminService_CreateJoinToken_Handler,
+		},
+		{
+			MethodName: "RemoveNode",
+			Handler:    _AdminService_RemoveNode_Handler,
 		},
 		{
 			MethodName: "CreateOperator",
