@@ -224,7 +224,10 @@ spec: {endpoints: [{url: "UP"}]}
 	if err := plane.Publish(bus.Revoked, revoked(1, 0, 5, "a")); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "a revocation", func() bool { return n.revocations.Len() == 1 && n.freshness.Held() == 5 })
+	await(t, "a revocation", func() bool {
+		_, held := n.freshness.Held()
+		return n.revocations.Len() == 1 && held == 5
+	})
 	if err := n.wire.publish(bus.Spent, &busv1.Spent{}); err != nil {
 		t.Errorf("the bus ended first: %v", err)
 	}

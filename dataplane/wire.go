@@ -159,23 +159,16 @@ func (w *wire) revoked(m *busv1.Revoked) {
 	}
 	// Denying is always safe: also what comes from an older epoch is added.
 	n.revocations.Add(entries...)
-	if !n.freshness.Enter(m.Version.GetEpoch()) {
-		return
-	}
 	whole := len(entries) == len(m.Entries)
-	if !whole || !n.freshness.Follows(m.Previous, m.Version.GetRevision(), time.Now()) {
+	if !whole || !n.freshness.Follows(m.Version.GetEpoch(), m.Previous, m.Version.GetRevision(), time.Now()) {
 		w.missed()
 	}
 }
 
 // beat notes a control plane's proof of what is current.
 func (w *wire) beat(m *busv1.Beat) {
-	n := w.node
-	if !n.freshness.Enter(m.Head.GetEpoch()) {
-		return
-	}
-	n.freshness.Heard(m.Revocations, m.Progress, time.Now())
-	if m.Revocations > n.freshness.Held() {
+	b := revocation.Beat{Epoch: m.Head.GetEpoch(), Head: m.Revocations, Progress: m.Progress, Age: m.Age.AsDuration()}
+	if w.node.freshness.Heard(b, time.Now()) {
 		w.missed()
 	}
 }

@@ -16,6 +16,7 @@ import (
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 )
 
 func busKey(id uint32) *controlv1.BusKey {
@@ -117,7 +118,7 @@ func (w *wired) denies(jti string) bool {
 
 func (w *wired) want(held int64, asked int) {
 	w.Helper()
-	if got := w.node.freshness.Held(); got != held || w.asked != asked {
+	if _, got := w.node.freshness.Held(); got != held || w.asked != asked {
 		w.Errorf("held up to %d, asked %d times; want %d and %d", got, w.asked, held, asked)
 	}
 }
@@ -186,6 +187,19 @@ func TestGapsAreAskedFor(t *testing.T) {
 	})
 }
 
+// A heartbeat on the bus proves no more than what is behind it.
+func TestTheProofsAgeCounts(t *testing.T) {
+	onWire(t, func(w *wired) {
+		w.greet("nats://a:1", busKey(1))
+		m := beat(1, 0, 5)
+		m.Age = durationpb.New(900 * time.Millisecond)
+		w.send(bus.Beat, m)
+		if got := w.node.freshness.Staleness(time.Now()); got != 900*time.Millisecond {
+			t.Errorf("staleness %v", got)
+		}
+	})
+}
+
 func TestEpochs(t *testing.T) {
 	onWire(t, func(w *wired) {
 		w.greet("nats://a:1", busKey(1))
@@ -246,11 +260,13 @@ func TestForgedMessagesAreIgnored(t *testing.T) {
 	onWire(t, func(w *wired) {
 		w.greet("nats://a:1", busKey(1))
 		var seen []bus.Raw
-		w.broker.Tap(func(raw bus.Raw) { seen = append(seen, bus.Raw{Subject: raw.Subject, Data: append([]byte(nil), raw.Data...)}) })
+		w.broker.Tap(func(raw bus.Raw) {
+			seen = append(seen, bus.Raw{Subject: raw.Subject, Data: append([]byte(nil), raw.Data...)})
+		})
 		w.send(bus.Revoked, revoked(1, 0, 1, "a"))
 		w.send(bus.Beat, beat(1, 1, 1))
 		recorded := seen
-		w.node.freshness.Holds(1, time.Now())
+		w.node.freshness.Holds(1, 1, time.Now())
 		time.Sleep(500 * time.Millisecond)
 		stale := w.node.freshness.Staleness(time.Now())
 		for _, raw := range recorded {

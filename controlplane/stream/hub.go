@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/protobuf/types/known/durationpb"
 	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -285,7 +286,10 @@ func (h *Hub) start(n int) bool {
 // when there is no fresh proof that the head is the newest, hence no heartbeat.
 func (h *Hub) beat(now time.Time, withDigest bool) bool {
 	h.mu.RLock()
-	m := &controlv1.Heartbeat{Head: h.head.Version.Proto(), Revocations: h.head.Revocations, Progress: h.progress}
+	m := &controlv1.Heartbeat{
+		Head: h.head.Version.Proto(), Revocations: h.head.Revocations, Progress: h.progress,
+		Age: durationpb.New(max(0, now.Sub(h.proved))),
+	}
 	if withDigest {
 		m.Digest = h.head.Digest[:]
 	}

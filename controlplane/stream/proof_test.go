@@ -5,8 +5,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
 // A hub beats while it can prove that its head is the newest, and falls silent a
@@ -29,8 +31,13 @@ func TestNoProofNoHeartbeat(t *testing.T) {
 			t.Error("a beat without any proof")
 		}
 		h.Progress(1, start)
+		n := &node{name: "n", woken: make(chan struct{}, 1)}
+		h.nodes[n.name] = n
 		if !h.beat(start.Add(ProofAge), false) {
 			t.Error("no beat with a fresh proof")
+		}
+		if age := sent(t, n.beat.Load()).GetAge().AsDuration(); age != ProofAge {
+			t.Errorf("a proof of %v is said to be %v old", ProofAge, age)
 		}
 		if h.beat(start.Add(ProofAge+1), true) {
 			t.Error("a beat with an old proof")
@@ -57,4 +64,18 @@ func TestNoProofNoHeartbeat(t *testing.T) {
 			t.Error("a proof of another epoch counted")
 		}
 	})
+}
+
+// sent returns a heartbeat as a node reads it.
+func sent(t *testing.T, b *beatFrame) *controlv1.Heartbeat {
+	t.Helper()
+	raw, err := proto.Marshal(b.message)
+	m := &controlv1.FollowResponse{}
+	if err == nil {
+		err = proto.Unmarshal(raw, m)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m.GetHeartbeat()
 }

@@ -26,6 +26,8 @@ type assembly struct {
 	credentials []*controlv1.CredentialRecords
 	digest      [32]byte
 	signature   []byte
+	// unread is why some of its revocations could not be read; nil when all could.
+	unread error
 }
 
 func (a *assembly) full() bool { return a.from.IsZero() }

@@ -68,16 +68,6 @@ type admitted struct {
 	changes     []*controlv1.CredentialRecords // changes to it
 }
 
-// admit checks an update whole and has it applied. Nothing but the applier's
-// state has changed when it returns; commit makes the rest follow.
-func (d *door) admit(ctx context.Context, a *assembly) (admitted, error) {
-	in, err := d.check(a)
-	if err != nil {
-		return admitted{}, err
-	}
-	return in, d.start(ctx, in)
-}
-
 // errPanic is what an update made Check or a compiler do. Whatever that is, the
 // node goes on serving.
 var errPanic = errors.New("panic")
@@ -99,6 +89,9 @@ func (d *door) check(a *assembly) (in admitted, err error) {
 	defer recovered(&err)
 	if err := d.authentic(a); err != nil {
 		return in, err
+	}
+	if a.unread != nil {
+		return in, a.unread
 	}
 	if err := understood(a.upserts); err != nil {
 		return in, err
@@ -183,7 +176,7 @@ func (d *door) credentialsAfter(a *assembly, in *admitted) ([32]byte, error) {
 	return digest, nil
 }
 
-// commit makes what was admitted what the node holds. An error, which admit has
+// commit makes what was admitted what the node holds. An error, which check has
 // ruled out, leaves the credentials differing from the digest: the next
 // comparison heals it.
 func (d *door) commit(in admitted) error {

@@ -109,18 +109,28 @@ const seekTime = 2 * time.Second
 type Follower struct {
 	cfg   Config
 	dirty chan struct{} // cap 1: there is something to save
-	// committing keeps the credentials at one version while they are copied to
-	// disk. It is taken before mu, and never by what reads the stream.
+	// committing is held while an update goes live, config and then credentials.
+	// It is taken before mu, and never by what reads the stream.
 	committing sync.Mutex
 
 	// mu guards what the node holds together with what it says of it, so that
-	// reports leave in the order of what they tell. The door's admit runs without
+	// reports leave in the order of what they tell. The door's check runs without
 	// it, in the one goroutine that applies.
 	mu      sync.Mutex
 	door    door
 	welcome *controlv1.Welcome
 	outbox  outbox
 	status  Status
+	// asked is the newest question after revocations; again is how long it may stay
+	// without effect until it is asked once more.
+	asked asked
+	again time.Duration
+}
+
+type asked struct {
+	epoch uint64
+	held  int64
+	at    time.Time
 }
 
 // New makes a follower and starts what is on disk: with every other part of the
@@ -170,7 +180,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	failures := 0
 	for i := 0; ctx.Err() == nil; i++ {
 		address := f.cfg.Addresses[order[i%len(order)]]
-		heard, err := f.session(ctx, address)
+		worked, err := f.session(ctx, address)
 		if ctx.Err() != nil {
 			break
 		}
@@ -178,8 +188,8 @@ func (f *Follower) Run(ctx context.Context) error {
 			f.sought()
 		}
 		f.cfg.Logger.Warn("stream from the control plane ended", "address", address, "err", err)
-		if heard {
-			// It worked until now: the first attempt elsewhere need not wait long.
+		if worked {
+			// The first attempt elsewhere need not wait long.
 			failures = 0
 		}
 		pause := time.NewTimer(backoff(f.cfg.MinBackoff, f.cfg.MaxBackoff, failures))
@@ -217,18 +227,47 @@ func (f *Follower) KeyMissing(workspace, issuer string) {
 	f.outbox.keyMissing(workspace, issuer)
 }
 
+// Bounds of how long a question after revocations may stay without effect until
+// it is asked again.
+const (
+	minAgain = 250 * time.Millisecond
+	maxAgain = 8 * time.Second
+)
+
 // Missed asks the control plane for the revocations after the last that the node
 // is certain to hold. The stream carries every one anyway; this is for whoever
-// sees a gap on the bus and does not want to rely on what is under way.
+// sees a gap on the bus and does not want to rely on what is under way. Until the
+// node holds more it asks again after 250 ms at the earliest, and each time after
+// twice as long, since each answer is all that it lacks.
 func (f *Follower) Missed() {
+	now := time.Now()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	held := f.door.held.version
 	if !f.status.Connected || held.IsZero() {
 		return
 	}
-	f.outbox.report(&controlv1.Report{
-		Running: held.Proto(), Digest: f.door.digest(),
-		Revocations: config.Version{Epoch: held.Epoch, Revision: max(1, f.cfg.Freshness.Held())}.Proto(),
-	})
+	epoch, revision := f.cfg.Freshness.Held()
+	if epoch != f.asked.epoch || revision != f.asked.held {
+		f.again = 0
+	}
+	if f.again > 0 && now.Sub(f.asked.at) < f.again {
+		return
+	}
+	f.asked = asked{epoch, revision, now}
+	f.again = min(max(minAgain, 2*f.again), maxAgain)
+	f.outbox.ask()
+}
+
+// missed is the question after revocations, as of what the node holds when it
+// leaves; f.mu is held.
+func (f *Follower) missed() *controlv1.FollowRequest {
+	held := f.door.held.version
+	denied := config.Version{Epoch: held.Epoch, Revision: 1}
+	if epoch, revision := f.cfg.Freshness.Held(); epoch == held.Epoch {
+		denied.Revision = max(1, revision)
+	}
+	return &controlv1.FollowRequest{Kind: &controlv1.FollowRequest_Report{Report: &controlv1.Report{
+		Running: held.Proto(), Digest: f.door.digest(), Revocations: denied.Proto(),
+	}}}
 }

@@ -276,3 +276,19 @@ func equal(t testing.TB, what string, got, want []int64) {
 		t.Errorf("%s: %v, want %v", what, got, want)
 	}
 }
+
+// admit checks an update and has it made live, as takeIn does.
+func (d *door) admit(t testing.TB, a *assembly) (admitted, error) {
+	t.Helper()
+	in, err := d.check(a)
+	if err == nil {
+		err = d.start(t.Context(), in)
+	}
+	return in, err
+}
+
+// denied returns the revision up to which the node holds every revocation.
+func (n *node) denied() int64 {
+	_, revision := n.cfg.Freshness.Held()
+	return revision
+}

@@ -11,6 +11,7 @@ import (
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
 	"portcullis.dev/portcullis/pkg/revocation"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
 // restore starts the newest state on disk that is good. A bad file is set aside
@@ -77,8 +78,7 @@ func (f *Follower) restoreOne(ctx context.Context, v config.Version) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cfg.Freshness.Enter(v.Epoch)
-	f.cfg.Freshness.Holds(max(st.complete, v.Revision), time.Now())
+	f.cfg.Freshness.Holds(v.Epoch, max(st.complete, v.Revision), time.Now())
 	return f.door.commit(in)
 }
 
@@ -113,28 +113,54 @@ func (f *Follower) save(ctx context.Context) {
 	}
 }
 
+// copyTries is how often updates may come in between before they have to wait
+// until the credentials have been copied.
+const copyTries = 3
+
+// copy returns what the node holds, its credentials in memory, so that nothing
+// that comes in waits for the disk. It returns no credentials when the version is
+// that which was saved.
+func (f *Follower) copy(saved config.Version) (held holding, keys [][]byte, credentials []*controlv1.CredentialRecords) {
+	look := func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		held, keys = f.door.held, f.welcome.GetSigningKeys()
+	}
+	for try := 1; ; try++ {
+		if try == copyTries {
+			f.committing.Lock()
+			defer f.committing.Unlock()
+		}
+		look()
+		before := held.version
+		if before.IsZero() || before == saved {
+			return held, keys, nil
+		}
+		credentials = slices.Collect(f.cfg.Credentials.Chunks(chunkBytes))
+		// Credentials and version change in one step, and no version comes twice.
+		if look(); held.version == before {
+			return held, keys, credentials
+		}
+	}
+}
+
 // saveOnce writes what the node holds, unless that is what was saved, and
 // returns what is saved now.
 func (f *Follower) saveOnce(saved config.Version) (config.Version, error) {
-	// The state stands still until it has been copied. Updates wait meanwhile; the
-	// deny lane and heartbeats do not.
-	f.committing.Lock()
-	release := f.committing.Unlock
-	defer func() { release() }()
-	f.mu.Lock()
-	held, keys := f.door.held, f.welcome.GetSigningKeys()
-	f.mu.Unlock()
+	held, keys, credentials := f.copy(saved)
 	if held.version.IsZero() || held.version == saved {
 		return saved, nil
 	}
 	keys = mergeKeys(keys, f.cfg.Store.catalog.Keys)
-	complete := max(held.version.Revision, f.cfg.Freshness.Held())
+	complete := held.version.Revision
+	if epoch, revision := f.cfg.Freshness.Held(); epoch == held.version.Epoch {
+		complete = max(complete, revision)
+	}
 	err := f.cfg.Store.save(held.version, held.digest, keys, func(w *stateWriter) error {
-		for r := range f.cfg.Credentials.Chunks(chunkBytes) {
+		for i, r := range credentials {
+			credentials[i] = nil // a million are 64 MB
 			w.credentials(r)
 		}
-		release()
-		release = func() {}
 		for e := range f.cfg.Revocations.All() {
 			w.revocation(e.Proto())
 		}

@@ -15,6 +15,8 @@ type outbox struct {
 	reports   []*controlv1.Report
 	decisions []*controlv1.Decision
 	missing   []*controlv1.KeyMissing
+	// lacks says that revocations are to be asked for.
+	lacks bool
 }
 
 func (o *outbox) wake() {
@@ -51,8 +53,13 @@ func (o *outbox) keyMissing(workspace, issuer string) {
 	o.wake()
 }
 
+func (o *outbox) ask() {
+	o.lacks = true
+	o.wake()
+}
+
 // reset drops what was meant for a session that has ended.
-func (o *outbox) reset() { o.reports, o.decisions = nil, nil }
+func (o *outbox) reset() { o.reports, o.decisions, o.lacks = nil, nil, false }
 
 // take empties the outbox.
 func (o *outbox) take() []*controlv1.FollowRequest {

@@ -15,7 +15,7 @@ import (
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
-// maxMessage bounds one message of the stream: a chunk is about 1 MiB, one
+// maxMessage bounds one message of the stream: a chunk is far smaller, one
 // resource alone may be larger.
 const maxMessage = 64 << 20
 
@@ -36,12 +36,22 @@ type session struct {
 	current assembly
 	// behindSince is when the control plane was first seen behind this node.
 	behindSince time.Time
+	// unread says that a part of the deny lane that is coming in was not read.
+	unread bool
+	// applied says that an update came in. The goroutine that applies owns it.
+	applied bool
 }
 
+// settled is how long a stream must last to count as one that worked, when it
+// brought nothing.
+const settled = 10 * time.Second
+
 // session follows one control plane until something ends it, and reports whether
-// anything was heard. What it started has ended when it returns: an update that
-// is being applied is finished, so that the next Hello says what the node holds.
-func (f *Follower) session(ctx context.Context, address string) (heard bool, err error) {
+// that worked until then: whoever ends each stream, or sends what this node
+// cannot read, is not come back to at once. What it started has ended when it
+// returns: an update that is being applied is finished, so that the next Hello
+// says what the node holds.
+func (f *Follower) session(ctx context.Context, address string) (worked bool, err error) {
 	conn, err := f.cfg.Dial(address)
 	if err != nil {
 		return false, fmt.Errorf("dial %s: %w", address, err)
@@ -67,12 +77,13 @@ func (f *Follower) session(ctx context.Context, address string) (heard bool, err
 		}
 	})
 	running.Go(func() { s.apply(ctx) })
+	var heard time.Time // the first message
 	for err == nil {
 		var m *controlv1.FollowResponse
 		if m, err = st.Recv(); err == nil {
 			silence.Reset(f.cfg.Silence)
-			if !heard {
-				heard = true
+			if heard.IsZero() {
+				heard = time.Now()
 				f.connected(address)
 			}
 			err = s.receive(m, time.Now())
@@ -83,7 +94,8 @@ func (f *Follower) session(ctx context.Context, address string) (heard bool, err
 	close(s.updates)
 	running.Wait()
 	f.connected("")
-	return heard, err
+	lasted := !heard.IsZero() && time.Since(heard) >= settled && !errors.Is(err, errBroken)
+	return s.applied || lasted, err
 }
 
 // cause prefers why we ended the stream to how that looked from within.
@@ -106,6 +118,7 @@ func (f *Follower) hello() *controlv1.FollowRequest {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.outbox.reset()
+	f.again = 0
 	return &controlv1.FollowRequest{Kind: &controlv1.FollowRequest_Hello{Hello: &controlv1.Hello{
 		Release: f.cfg.Release, Boot: f.cfg.Boot, Address: f.cfg.Address, Features: features,
 		Version: f.door.held.version.Proto(), Digest: f.door.digest(),
@@ -124,6 +137,10 @@ func (s *session) send(ctx context.Context) error {
 		}
 		f.mu.Lock()
 		messages := f.outbox.take()
+		if f.outbox.lacks {
+			f.outbox.lacks = false
+			messages = append(messages, f.missed())
+		}
 		f.mu.Unlock()
 		for _, m := range messages {
 			if err := s.stream.Send(m); err != nil {
@@ -154,20 +171,26 @@ func (s *session) receive(m *controlv1.FollowResponse, now time.Time) error {
 // the rest.
 func (s *session) update(u *controlv1.Update, now time.Time) error {
 	f := s.f
-	if err := f.deny(u.GetRevocations()); err != nil {
-		return err
-	}
+	unread := f.deny(u.GetRevocations())
 	if laneOnly(u) {
-		f.holds(config.VersionOf(u.GetFrom()), config.VersionOf(u.GetVersion()), now)
+		s.lane(config.VersionOf(u.GetFrom()), config.VersionOf(u.GetVersion()), unread, now)
 		return nil
 	}
 	done, err := s.current.add(u, f.cfg.MaxUpdate)
-	if err != nil || !done {
+	if err != nil {
 		return err
+	}
+	if unread != nil {
+		s.current.unread = unread
+	}
+	if !done {
+		return nil
 	}
 	a := s.current
 	s.current = assembly{}
-	f.holds(a.from, a.version, now)
+	if a.unread == nil {
+		f.holds(a.from, a.version, now)
+	}
 	select {
 	case s.updates <- &a:
 		return nil
@@ -176,44 +199,58 @@ func (s *session) update(u *controlv1.Update, now time.Time) error {
 	}
 }
 
+// lane takes a part of the deny lane from..version; those before the last claim
+// nothing. The update that follows it has the same entries, and reports the ones
+// that cannot be read.
+func (s *session) lane(from, version config.Version, unread error, now time.Time) {
+	if unread != nil {
+		s.f.cfg.Logger.Error("revocations are not held", "err", unread)
+		s.unread = true
+	}
+	if version == from {
+		return
+	}
+	if !s.unread {
+		s.f.holds(from, version, now)
+	}
+	s.unread = false
+}
+
 // deny adds revocations. One that cannot be read must not be dropped silently:
-// the stream ends and the control plane is told by the log of this node.
+// the error says so, and the node does not hold what it came with.
 func (f *Follower) deny(list []*controlv1.Revocation) error {
 	entries := make([]revocation.Entry, 0, len(list))
-	var bad error
+	var unread error
 	for _, r := range list {
 		e, err := revocation.EntryOf(r)
 		if err != nil {
-			bad = err
+			unread = fmt.Errorf("a revocation that this node's release cannot read: %w", err)
 			continue
 		}
 		entries = append(entries, e)
 	}
 	f.cfg.Revocations.Add(entries...)
-	if bad != nil {
-		return fmt.Errorf("%w: %w", errBroken, bad)
-	}
-	return nil
+	return unread
 }
 
 // holds notes that every revocation after from up to version is there, which
 // says something when those up to from are: from is zero in a full update.
 func (f *Follower) holds(from, version config.Version, now time.Time) {
-	fresh := f.cfg.Freshness
-	if !fresh.Enter(version.Epoch) {
-		return
-	}
-	if from.IsZero() || from.Epoch == version.Epoch && fresh.Held() >= from.Revision {
-		fresh.Holds(version.Revision, now)
+	switch {
+	case from.IsZero():
+		f.cfg.Freshness.Holds(version.Epoch, version.Revision, now)
+	case from.Epoch == version.Epoch:
+		// With a gap it notes nothing; the stream goes on to close it.
+		f.cfg.Freshness.Follows(version.Epoch, from.Revision, version.Revision, now)
 	}
 }
 
 func (s *session) heartbeat(h *controlv1.Heartbeat, now time.Time) error {
 	f := s.f
 	head := config.VersionOf(h.GetHead())
-	if f.cfg.Freshness.Enter(head.Epoch) {
-		f.cfg.Freshness.Heard(h.GetRevocations(), h.GetProgress(), now)
-	}
+	f.cfg.Freshness.Heard(revocation.Beat{
+		Epoch: head.Epoch, Head: h.GetRevocations(), Progress: h.GetProgress(), Age: h.GetAge().AsDuration(),
+	}, now)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if head.Compare(f.door.floor) >= 0 {
@@ -225,7 +262,7 @@ func (s *session) heartbeat(h *controlv1.Heartbeat, now time.Time) error {
 	}
 	held := f.door.held.version
 	if len(h.GetDigest()) > 0 && !held.IsZero() {
-		f.outbox.report(&controlv1.Report{Version: held.Proto(), Running: held.Proto(), Digest: f.door.digest()})
+		f.outbox.report(&controlv1.Report{Running: held.Proto(), Digest: f.door.digest()})
 	}
 	return nil
 }
@@ -261,41 +298,51 @@ func (f *Follower) welcomed(w *controlv1.Welcome) error {
 // apply takes updates in, one after the other, until the stream has ended. One
 // that it has begun it finishes.
 func (s *session) apply(ctx context.Context) {
-	f := s.f
 	for a := range s.updates {
-		began := time.Now()
-		f.mu.Lock()
-		d := f.door // admit reads while others read too; only this goroutine writes
-		f.mu.Unlock()
-		in, err := d.admit(ctx, a)
-		f.committing.Lock()
-		f.mu.Lock()
-		if err == nil {
-			if err := f.door.commit(in); err != nil {
-				f.cfg.Logger.Error("credentials could not be applied", "version", a.version, "err", err)
-			}
-		}
-		r := &controlv1.Report{
-			Version: a.version.Proto(), Running: f.door.held.version.Proto(), Digest: f.door.digest(),
-			ApplyTime: durationpb.New(time.Since(began)),
-		}
-		if err != nil {
-			r.Problems = problemsOf(err)
-			// What a delta did not fit is not what the control plane takes it for: the
-			// full state is asked for by vouching for nothing.
-			if errors.Is(err, ErrDigest) || errors.Is(err, ErrBase) {
-				r.Digest = nil
-			}
-		}
-		f.outbox.report(r)
-		f.mu.Unlock()
-		f.committing.Unlock()
-		if err != nil {
-			f.cfg.Logger.Error("version refused", "version", a.version, "err", err)
+		if err := s.f.takeIn(ctx, a); err != nil {
+			s.f.cfg.Logger.Error("version refused", "version", a.version, "err", err)
 			continue
 		}
-		f.wakeSave()
+		s.applied = true
+		s.f.wakeSave()
 	}
+}
+
+// takeIn checks an update, makes it live and reports.
+func (f *Follower) takeIn(ctx context.Context, a *assembly) error {
+	began := time.Now()
+	f.mu.Lock()
+	d := f.door // check reads while others read too; only this goroutine writes
+	f.mu.Unlock()
+	in, err := d.check(a)
+	// Between what makes the config live and what makes its credentials live there
+	// is nothing to wait for.
+	f.committing.Lock()
+	defer f.committing.Unlock()
+	if err == nil {
+		err = d.start(ctx, in)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err == nil {
+		if err := f.door.commit(in); err != nil {
+			f.cfg.Logger.Error("credentials could not be applied", "version", a.version, "err", err)
+		}
+	}
+	r := &controlv1.Report{
+		Version: a.version.Proto(), Running: f.door.held.version.Proto(), Digest: f.door.digest(),
+		ApplyTime: durationpb.New(time.Since(began)),
+	}
+	if err != nil {
+		r.Problems = problemsOf(err)
+		// What a delta did not fit is not what the control plane takes it for: the
+		// full state is asked for by vouching for nothing.
+		if errors.Is(err, ErrDigest) || errors.Is(err, ErrBase) {
+			r.Digest = nil
+		}
+	}
+	f.outbox.report(r)
+	return err
 }
 
 func (f *Follower) wakeSave() {

@@ -53,7 +53,7 @@ func (d *disk) save(t testing.TB, v config.Version) {
 	if done, err := a.add(u, 1<<20); !done || err != nil {
 		t.Fatalf("assembly: %v %v", done, err)
 	}
-	in, err := n.door.admit(t.Context(), &a)
+	in, err := n.door.admit(t, &a)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,8 +91,8 @@ func TestColdStart(t *testing.T) {
 	if _, denied := n.cfg.Revocations.Revoked(&revocation.Subject{JTI: "t7"}); !denied {
 		t.Error("the revocation did not survive")
 	}
-	if n.cfg.Freshness.Held() != 7 || n.cfg.Freshness.Ready() {
-		t.Errorf("held %d, ready %v", n.cfg.Freshness.Held(), n.cfg.Freshness.Ready())
+	if n.denied() != 7 || n.cfg.Freshness.Ready() {
+		t.Errorf("held %d, ready %v", n.denied(), n.cfg.Freshness.Ready())
 	}
 	files, _ := filepath.Glob(filepath.Join(d.dir, "*"))
 	if len(files) != kept+len(catalogNames) {
@@ -213,7 +213,7 @@ func TestFloorOutlivesALostFile(t *testing.T) {
 	if _, err := a.add(u, 1<<20); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := n.door.admit(t.Context(), &a); !errors.Is(err, ErrOlder) {
+	if _, err := n.door.admit(t, &a); !errors.Is(err, ErrOlder) {
 		t.Errorf("a state older than what this node has run: %v", err)
 	}
 }
@@ -301,7 +301,7 @@ func TestDoorNeverRegresses(t *testing.T) {
 				rt.Fatal(err)
 			}
 			before := n.door.held.version
-			in, err := n.door.admit(t.Context(), &a)
+			in, err := n.door.admit(t, &a)
 			if err != nil {
 				continue
 			}

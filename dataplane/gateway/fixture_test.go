@@ -91,7 +91,7 @@ func newRigAt(t testing.TB, clock func() time.Time) *rig {
 		ServedStale: func(exchange.RouteInfo) { r.stale() },
 		Now:         clock,
 	}
-	r.deps.Freshness.Heard(0, 1, started)
+	r.deps.Freshness.Heard(revocation.Beat{Epoch: 1, Progress: 1}, started)
 	r.g = New(Config{
 		Node: "n1", Policy: r.deps, Pool: r.pool, Tokens: token.NewCache(token.CacheConfig{Entries: 256}), Counters: r.counters,
 		Sampler: r.sampler, Tracer: silent{}, Decisions: NewDecisions("n1"), Log: slog.New(slog.DiscardHandler),

@@ -103,7 +103,7 @@ func newWorld(t testing.TB, documents string) *world {
 		ServedStale: func(exchange.RouteInfo) { w.stale++ },
 		Now:         func() time.Time { return w.now },
 	}
-	w.deps.Freshness.Heard(0, 1, noon)
+	w.deps.Freshness.Heard(revocation.Beat{Epoch: 1, Progress: 1}, noon)
 	w.compile()
 	return w
 }

@@ -16,6 +16,7 @@ import (
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/pkg/credential"
+	"portcullis.dev/portcullis/pkg/revocation"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
@@ -138,7 +139,7 @@ func (w *world) change(words []string) {
 		}
 		w.now = w.now.Add(d)
 	case "heartbeat":
-		w.deps.Freshness.Heard(0, w.now.Unix(), w.now)
+		w.deps.Freshness.Heard(revocation.Beat{Epoch: 1, Progress: w.now.Unix()}, w.now)
 	case "revoke":
 		kind := controlv1.RevocationKind(controlv1.RevocationKind_value["REVOCATION_KIND_"+words[1]])
 		value := words[2]

@@ -298,8 +298,8 @@ func TestEverythingTravels(t *testing.T) {
 			t.Errorf("%s is not revoked", jti)
 		}
 	}
-	if n.fresh.Held() != w.version.Revision {
-		t.Errorf("holds revocations up to %d of %d", n.fresh.Held(), w.version.Revision)
+	if _, held := n.fresh.Held(); held != w.version.Revision {
+		t.Errorf("holds revocations up to %d of %d", held, w.version.Revision)
 	}
 	// What goes wrong in memory is found and healed.
 	n.credentials.Delete(key.SHA256)

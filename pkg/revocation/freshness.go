@@ -17,7 +17,8 @@ const (
 )
 
 // Freshness keeps how long ago the node last was certain to hold every
-// revocation: the last heartbeat at which it held the newest. It counts on the
+// revocation: the proof behind the last heartbeat at which it held the newest,
+// whose age counts as well as the time since it was heard. It counts on the
 // monotonic clock, so times must come from time.Now; stepping the wall clock
 // changes nothing. Safe for concurrent use; Staleness and Ready take no lock.
 //
@@ -55,31 +56,36 @@ func NewFreshness() *Freshness {
 	return f
 }
 
-// Enter moves to an epoch, in which revisions start anew, and says whether what
+// enter moves to an epoch, in which revisions start anew, and says whether what
 // carries this epoch counts: an older epoch's does not. Staleness goes on
-// counting from when the node last was current. A node that holds something from
-// an earlier run enters its epoch before it calls Holds.
-func (f *Freshness) Enter(epoch uint64) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if epoch < f.epoch {
-		return false
-	}
+// counting from when the node last was current. f.mu is held: what counts and what
+// is noted are one step, since the bus may enter the next epoch at any moment.
+func (f *Freshness) enter(epoch uint64) bool {
 	if epoch > f.epoch {
-		// The first epoch that is heard of is the one that the node is in already.
-		if f.epoch != 0 {
-			f.held, f.progress, f.waiting = 0, 0, 0
-		}
-		f.epoch = epoch
+		f.epoch, f.held, f.progress, f.waiting = epoch, 0, 0, 0
 	}
-	return true
+	return epoch == f.epoch
 }
 
-// Heard notes a heartbeat that arrived now: head is the newest revocation's
-// revision, progress the revision up to which its sender has seen the store.
-func (f *Freshness) Heard(head, progress int64, now time.Time) {
+// Beat is what a control plane says of what is current.
+type Beat struct {
+	Epoch uint64
+	// Head is the revision of the newest revocation, Progress the revision up to
+	// which the sender has seen the store.
+	Head, Progress int64
+	// Age is how old the proof of it was when the beat was sent.
+	Age time.Duration
+}
+
+// Heard notes a heartbeat that arrived now, and says whether the node lacks
+// something that it announces. One of an older epoch counts for nothing.
+func (f *Freshness) Heard(b Beat, now time.Time) (lacks bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.enter(b.Epoch) {
+		return false
+	}
+	lacks = b.Head > f.held
 	quiet := !f.heard.IsZero() && now.Sub(f.heard) > silence
 	if now.After(f.heard) {
 		f.heard = now
@@ -88,41 +94,50 @@ func (f *Freshness) Heard(head, progress int64, now time.Time) {
 	case !f.settled.IsZero() && !now.Before(f.settled):
 		f.settled = time.Time{}
 	case !f.settled.IsZero():
-		return
+		return lacks
 	case quiet:
 		f.settled = now.Add(settling)
-		return
+		return lacks
 	}
-	if progress < f.progress || progress < f.held || progress < head {
-		return
+	if b.Progress < f.progress || b.Progress < f.held || b.Progress < b.Head {
+		return lacks
 	}
-	f.progress = progress
-	if head <= f.held {
-		f.advance(now)
-		return
+	f.progress = b.Progress
+	at := now.Add(-max(0, b.Age))
+	if !lacks {
+		f.advance(at)
+		return false
 	}
 	if f.waiting == len(f.pending) {
 		copy(f.pending[:], f.pending[1:])
 		f.waiting--
 	}
-	f.pending[f.waiting] = beat{head, now}
+	f.pending[f.waiting] = beat{b.Head, at}
 	f.waiting++
+	return true
 }
 
-// Holds notes that the node now holds every revocation up to a revision. What
-// it proves dates from the heartbeat that announced that revision, not from now.
-func (f *Freshness) Holds(revision int64, now time.Time) {
+// Holds notes that the node now holds every revocation up to a revision of an
+// epoch. What it proves dates from the heartbeat that announced that revision, not
+// from now. In an older epoch than the node is in it proves nothing.
+func (f *Freshness) Holds(epoch uint64, revision int64, now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.hold(revision, now)
+	if f.enter(epoch) {
+		f.hold(revision, now)
+	}
 }
 
 // Follows notes that the node now holds the revocations of a revision, given
 // that the one before it is previous. It says false, and notes nothing, when the
-// node lacks some in between; the stream will bring them.
-func (f *Freshness) Follows(previous, revision int64, now time.Time) bool {
+// node lacks some in between; the stream will bring them. Of an older epoch it
+// notes nothing, and nothing is lacking.
+func (f *Freshness) Follows(epoch uint64, previous, revision int64, now time.Time) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if !f.enter(epoch) {
+		return true
+	}
 	if previous > f.held || previous > revision {
 		return false
 	}
@@ -146,11 +161,12 @@ func (f *Freshness) hold(revision int64, now time.Time) {
 	f.waiting = len(keep)
 }
 
-// Held returns the revision up to which the node holds every revocation.
-func (f *Freshness) Held() int64 {
+// Held returns the newest epoch that the node has heard of, and the revision of
+// it up to which the node holds every revocation.
+func (f *Freshness) Held() (epoch uint64, revision int64) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.held
+	return f.epoch, f.held
 }
 
 // advance moves the last certain moment forward, never back.

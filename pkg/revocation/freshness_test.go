@@ -22,12 +22,17 @@ func stale(t *testing.T, f *Freshness, want time.Duration) {
 	}
 }
 
+func held(f *Freshness) int64 {
+	_, revision := f.Held()
+	return revision
+}
+
 func TestFreshness(t *testing.T) {
 	const never time.Duration = math.MaxInt64
 	const beat = 250 * time.Millisecond
 	t.Run("never heard", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Holds(10, time.Now())
+			f.Holds(1, 10, time.Now())
 			stale(t, f, never)
 			if f.Ready() {
 				t.Fatal("ready without a heartbeat")
@@ -36,80 +41,80 @@ func TestFreshness(t *testing.T) {
 	})
 	t.Run("holds the head", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Holds(10, time.Now())
-			f.Heard(10, 12, time.Now())
+			f.Holds(1, 10, time.Now())
+			f.Heard(Beat{1, 10, 12, 0}, time.Now())
 			stale(t, f, 0)
 			time.Sleep(beat)
 			stale(t, f, beat)
-			f.Heard(10, 12, time.Now())
+			f.Heard(Beat{1, 10, 12, 0}, time.Now())
 			stale(t, f, 0)
-			if !f.Ready() || f.Held() != 10 {
+			if !f.Ready() || held(f) != 10 {
 				t.Fatal("not ready")
 			}
 		})
 	})
 	t.Run("an empty cluster is current", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Heard(0, 1, time.Now())
+			f.Heard(Beat{1, 0, 1, 0}, time.Now())
 			stale(t, f, 0)
 		})
 	})
 	t.Run("catching up counts from the heartbeat", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Heard(10, 10, time.Now())
+			f.Heard(Beat{1, 10, 10, 0}, time.Now())
 			stale(t, f, never)
 			time.Sleep(beat)
-			f.Heard(20, 20, time.Now())
+			f.Heard(Beat{1, 20, 20, 0}, time.Now())
 			time.Sleep(beat)
-			f.Holds(15, time.Now())
+			f.Holds(1, 15, time.Now())
 			stale(t, f, 2*beat)
-			f.Holds(20, time.Now())
+			f.Holds(1, 20, time.Now())
 			stale(t, f, beat)
 		})
 	})
 	t.Run("many heads pending", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
 			for i := range int64(40) {
-				f.Heard(10+i, 100+i, time.Now())
+				f.Heard(Beat{1, 10 + i, 100 + i, 0}, time.Now())
 				time.Sleep(beat)
 			}
-			f.Holds(1000, time.Now())
+			f.Holds(1, 1000, time.Now())
 			stale(t, f, beat)
 		})
 	})
 	t.Run("a sender that lags proves nothing", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Heard(0, 50, time.Now())
+			f.Heard(Beat{1, 0, 50, 0}, time.Now())
 			time.Sleep(beat)
-			f.Heard(0, 49, time.Now()) // another one has seen 50
+			f.Heard(Beat{1, 0, 49, 0}, time.Now()) // another one has seen 50
 			stale(t, f, beat)
-			f.Holds(60, time.Now())
-			f.Heard(0, 55, time.Now()) // the node itself has seen 60
+			f.Holds(1, 60, time.Now())
+			f.Heard(Beat{1, 0, 55, 0}, time.Now()) // the node itself has seen 60
 			stale(t, f, beat)
-			f.Heard(70, 65, time.Now()) // nonsense
-			f.Holds(70, time.Now())
+			f.Heard(Beat{1, 70, 65, 0}, time.Now()) // nonsense
+			f.Holds(1, 70, time.Now())
 			stale(t, f, beat)
-			f.Heard(70, 70, time.Now())
+			f.Heard(Beat{1, 70, 70, 0}, time.Now())
 			stale(t, f, 0)
 		})
 	})
 	t.Run("heartbeats that waited out a freeze prove nothing", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Heard(0, 1, time.Now())
+			f.Heard(Beat{1, 0, 1, 0}, time.Now())
 			time.Sleep(time.Minute)
 			for range 240 {
-				f.Heard(0, 1, time.Now())
+				f.Heard(Beat{1, 0, 1, 0}, time.Now())
 			}
 			stale(t, f, time.Minute)
 			time.Sleep(beat)
-			f.Heard(0, 1, time.Now())
+			f.Heard(Beat{1, 0, 1, 0}, time.Now())
 			stale(t, f, 0)
 		})
 	})
 	t.Run("slow heartbeats still count", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
 			for range 9 {
-				f.Heard(0, 1, time.Now())
+				f.Heard(Beat{1, 0, 1, 0}, time.Now())
 				time.Sleep(2 * time.Second)
 			}
 			if got := f.Staleness(time.Now()); got > 4*time.Second {
@@ -119,7 +124,7 @@ func TestFreshness(t *testing.T) {
 	})
 	t.Run("a gap is seen", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Holds(10, time.Now())
+			f.Holds(1, 10, time.Now())
 			for _, step := range []struct {
 				previous, revision int64
 				ok                 bool
@@ -132,34 +137,50 @@ func TestFreshness(t *testing.T) {
 				{20, 15, false, 12},
 				{12, 20, true, 20},
 			} {
-				if ok := f.Follows(step.previous, step.revision, time.Now()); ok != step.ok || f.Held() != step.held {
-					t.Fatalf("%+v: %v, holds %d", step, ok, f.Held())
+				if ok := f.Follows(1, step.previous, step.revision, time.Now()); ok != step.ok || held(f) != step.held {
+					t.Fatalf("%+v: %v, holds %d", step, ok, held(f))
 				}
 			}
 		})
 	})
 	t.Run("a new epoch starts anew", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			if !f.Enter(1) {
-				t.Fatal("epoch 1 refused")
-			}
-			f.Holds(1000, time.Now())
-			f.Heard(1000, 1000, time.Now())
+			f.Holds(1, 1000, time.Now())
+			f.Heard(Beat{1, 1000, 1000, 0}, time.Now())
 			time.Sleep(beat)
-			if !f.Enter(2) || f.Enter(1) || !f.Enter(2) {
-				t.Fatal("epochs only go up")
+			if !f.Heard(Beat{2, 7, 7, 0}, time.Now()) {
+				t.Fatal("what is held of an epoch counts in the next")
 			}
-			f.Heard(7, 7, time.Now())
 			stale(t, f, beat)
-			f.Holds(7, time.Now())
+			// What was under way when the bus brought the new epoch.
+			f.Holds(1, 5000, time.Now())
+			if !f.Follows(1, 1000, 6000, time.Now()) || f.Heard(Beat{1, 9000, 9000, 0}, time.Now()) {
+				t.Fatal("the older epoch asks for what it lacks")
+			}
+			if epoch, revision := f.Held(); epoch != 2 || revision != 0 {
+				t.Fatalf("holds %d of epoch %d", revision, epoch)
+			}
+			stale(t, f, beat)
+			f.Holds(2, 7, time.Now())
 			stale(t, f, 0)
 		})
 	})
 	t.Run("what is held from an earlier run stays", func(t *testing.T) {
 		freshly(t, func(t *testing.T, f *Freshness) {
-			f.Holds(9, time.Now())
-			f.Enter(3)
-			f.Heard(9, 9, time.Now())
+			f.Holds(3, 9, time.Now())
+			f.Heard(Beat{3, 9, 9, 0}, time.Now())
+			stale(t, f, 0)
+		})
+	})
+	t.Run("a proof's age counts", func(t *testing.T) {
+		freshly(t, func(t *testing.T, f *Freshness) {
+			f.Heard(Beat{1, 0, 1, 900 * time.Millisecond}, time.Now())
+			stale(t, f, 900*time.Millisecond)
+			f.Heard(Beat{1, 10, 10, 700 * time.Millisecond}, time.Now())
+			time.Sleep(beat)
+			f.Holds(1, 10, time.Now())
+			stale(t, f, 700*time.Millisecond+beat)
+			f.Heard(Beat{1, 10, 10, -time.Hour}, time.Now()) // nonsense
 			stale(t, f, 0)
 		})
 	})
@@ -178,10 +199,11 @@ func TestFreshnessNeverFlatters(t *testing.T) {
 			now = now.Add(time.Duration(rapid.IntRange(0, 1500).Draw(t, "ms")) * time.Millisecond)
 			r := rapid.Int64Range(0, 30).Draw(t, "revision")
 			if rapid.Bool().Draw(t, "heard") {
-				f.Heard(r, rapid.Int64Range(0, 40).Draw(t, "progress"), now)
-				beats = append(beats, beat{r, now})
+				age := time.Duration(rapid.IntRange(0, 1000).Draw(t, "age")) * time.Millisecond
+				f.Heard(Beat{1, r, rapid.Int64Range(0, 40).Draw(t, "progress"), age}, now)
+				beats = append(beats, beat{r, now.Add(-age)})
 			} else {
-				f.Holds(r, now)
+				f.Holds(1, r, now)
 				held = max(held, r)
 			}
 			for _, b := range beats {

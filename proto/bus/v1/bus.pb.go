@@ -11,6 +11,7 @@ package busv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	v1 "portcullis.dev/portcullis/proto/control/v1"
 	reflect "reflect"
 	sync "sync"
@@ -177,10 +178,12 @@ func (x *Revoked) GetEntries() []*v1.Revocation {
 
 // Beat is a control plane's heartbeat on the bus; see control.v1.Heartbeat.
 type Beat struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Head          *v1.Version            `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
-	Revocations   int64                  `protobuf:"varint,2,opt,name=revocations,proto3" json:"revocations,omitempty"`
-	Progress      int64                  `protobuf:"varint,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Head        *v1.Version            `protobuf:"bytes,1,opt,name=head,proto3" json:"head,omitempty"`
+	Revocations int64                  `protobuf:"varint,2,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Progress    int64                  `protobuf:"varint,3,opt,name=progress,proto3" json:"progress,omitempty"`
+	// How old the proof is that nothing newer was committed.
+	Age           *durationpb.Duration `protobuf:"bytes,4,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -234,6 +237,13 @@ func (x *Beat) GetProgress() int64 {
 		return x.Progress
 	}
 	return 0
+}
+
+func (x *Beat) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
+	}
+	return nil
 }
 
 // Spent carries a node's cumulative totals of limit keys: idempotent,
@@ -514,7 +524,7 @@ var File_bus_v1_bus_proto protoreflect.FileDescriptor
 
 const file_bus_v1_bus_proto_rawDesc = "" +
 	"\n" +
-	"\x10bus/v1/bus.proto\x12\x11portcullis.bus.v1\x1a\x18control/v1/control.proto\"\x95\x01\n" +
+	"\x10bus/v1/bus.proto\x12\x11portcullis.bus.v1\x1a\x18control/v1/control.proto\x1a\x1egoogle/protobuf/duration.proto\"\x95\x01\n" +
 	"\bEnvelope\x12\x15\n" +
 	"\x06key_id\x18\x01 \x01(\rR\x05keyId\x12\x16\n" +
 	"\x06sender\x18\x02 \x01(\tR\x06sender\x12\x12\n" +
@@ -525,11 +535,12 @@ const file_bus_v1_bus_proto_rawDesc = "" +
 	"\aRevoked\x128\n" +
 	"\aversion\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\aversion\x12\x1a\n" +
 	"\bprevious\x18\x02 \x01(\x03R\bprevious\x12;\n" +
-	"\aentries\x18\x03 \x03(\v2!.portcullis.control.v1.RevocationR\aentries\"x\n" +
+	"\aentries\x18\x03 \x03(\v2!.portcullis.control.v1.RevocationR\aentries\"\xa5\x01\n" +
 	"\x04Beat\x122\n" +
 	"\x04head\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\x04head\x12 \n" +
 	"\vrevocations\x18\x02 \x01(\x03R\vrevocations\x12\x1a\n" +
-	"\bprogress\x18\x03 \x01(\x03R\bprogress\"e\n" +
+	"\bprogress\x18\x03 \x01(\x03R\bprogress\x12+\n" +
+	"\x03age\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\x03age\"e\n" +
 	"\x05Spent\x120\n" +
 	"\x06totals\x18\x01 \x03(\v2\x18.portcullis.bus.v1.TotalR\x06totals\x12\x10\n" +
 	"\x03now\x18\x02 \x01(\x03R\x03now\x12\x18\n" +
@@ -564,26 +575,28 @@ func file_bus_v1_bus_proto_rawDescGZIP() []byte {
 
 var file_bus_v1_bus_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_bus_v1_bus_proto_goTypes = []any{
-	(*Envelope)(nil),      // 0: portcullis.bus.v1.Envelope
-	(*Revoked)(nil),       // 1: portcullis.bus.v1.Revoked
-	(*Beat)(nil),          // 2: portcullis.bus.v1.Beat
-	(*Spent)(nil),         // 3: portcullis.bus.v1.Spent
-	(*Total)(nil),         // 4: portcullis.bus.v1.Total
-	(*Ask)(nil),           // 5: portcullis.bus.v1.Ask
-	(*Answer)(nil),        // 6: portcullis.bus.v1.Answer
-	(*v1.Version)(nil),    // 7: portcullis.control.v1.Version
-	(*v1.Revocation)(nil), // 8: portcullis.control.v1.Revocation
+	(*Envelope)(nil),            // 0: portcullis.bus.v1.Envelope
+	(*Revoked)(nil),             // 1: portcullis.bus.v1.Revoked
+	(*Beat)(nil),                // 2: portcullis.bus.v1.Beat
+	(*Spent)(nil),               // 3: portcullis.bus.v1.Spent
+	(*Total)(nil),               // 4: portcullis.bus.v1.Total
+	(*Ask)(nil),                 // 5: portcullis.bus.v1.Ask
+	(*Answer)(nil),              // 6: portcullis.bus.v1.Answer
+	(*v1.Version)(nil),          // 7: portcullis.control.v1.Version
+	(*v1.Revocation)(nil),       // 8: portcullis.control.v1.Revocation
+	(*durationpb.Duration)(nil), // 9: google.protobuf.Duration
 }
 var file_bus_v1_bus_proto_depIdxs = []int32{
 	7, // 0: portcullis.bus.v1.Revoked.version:type_name -> portcullis.control.v1.Version
 	8, // 1: portcullis.bus.v1.Revoked.entries:type_name -> portcullis.control.v1.Revocation
 	7, // 2: portcullis.bus.v1.Beat.head:type_name -> portcullis.control.v1.Version
-	4, // 3: portcullis.bus.v1.Spent.totals:type_name -> portcullis.bus.v1.Total
-	4, // [4:4] is the sub-list for method output_type
-	4, // [4:4] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	9, // 3: portcullis.bus.v1.Beat.age:type_name -> google.protobuf.Duration
+	4, // 4: portcullis.bus.v1.Spent.totals:type_name -> portcullis.bus.v1.Total
+	5, // [5:5] is the sub-list for method output_type
+	5, // [5:5] is the sub-list for method input_type
+	5, // [5:5] is the sub-list for extension type_name
+	5, // [5:5] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_bus_v1_bus_proto_init() }

@@ -1156,7 +1156,9 @@ type Heartbeat struct {
 	// The etcd revision that the control plane has seen all events up to.
 	Progress int64 `protobuf:"varint,3,opt,name=progress,proto3" json:"progress,omitempty"`
 	// Digest of head, every 30 s.
-	Digest        []byte `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest []byte `protobuf:"bytes,4,opt,name=digest,proto3" json:"digest,omitempty"`
+	// How old the proof is that nothing newer was committed.
+	Age           *durationpb.Duration `protobuf:"bytes,5,opt,name=age,proto3" json:"age,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1215,6 +1217,13 @@ func (x *Heartbeat) GetProgress() int64 {
 func (x *Heartbeat) GetDigest() []byte {
 	if x != nil {
 		return x.Digest
+	}
+	return nil
+}
+
+func (x *Heartbeat) GetAge() *durationpb.Duration {
+	if x != nil {
+		return x.Age
 	}
 	return nil
 }
@@ -1848,11 +1857,13 @@ type NodeStatus struct {
 	ReportedAt  *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=reported_at,json=reportedAt,proto3" json:"reported_at,omitempty"`
 	ApplyTime   *durationpb.Duration   `protobuf:"bytes,9,opt,name=apply_time,json=applyTime,proto3" json:"apply_time,omitempty"`
 	// The control-plane replica that the node follows.
-	Replica       string `protobuf:"bytes,10,opt,name=replica,proto3" json:"replica,omitempty"`
-	Connected     bool   `protobuf:"varint,11,opt,name=connected,proto3" json:"connected,omitempty"`
-	Boot          uint64 `protobuf:"varint,12,opt,name=boot,proto3" json:"boot,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Replica   string `protobuf:"bytes,10,opt,name=replica,proto3" json:"replica,omitempty"`
+	Connected bool   `protobuf:"varint,11,opt,name=connected,proto3" json:"connected,omitempty"`
+	Boot      uint64 `protobuf:"varint,12,opt,name=boot,proto3" json:"boot,omitempty"`
+	// Since when it is not connected.
+	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -1967,6 +1978,13 @@ func (x *NodeStatus) GetBoot() uint64 {
 		return x.Boot
 	}
 	return 0
+}
+
+func (x *NodeStatus) GetDisconnectedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DisconnectedAt
+	}
+	return nil
 }
 
 type WhyRequest struct {
@@ -2147,12 +2165,13 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x0erevoked_before\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\rrevokedBefore\x129\n" +
 	"\n" +
 	"expires_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x1a\n" +
-	"\brevision\x18\x05 \x01(\x03R\brevision\"\x95\x01\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\"\xc2\x01\n" +
 	"\tHeartbeat\x122\n" +
 	"\x04head\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\x04head\x12 \n" +
 	"\vrevocations\x18\x02 \x01(\x03R\vrevocations\x12\x1a\n" +
 	"\bprogress\x18\x03 \x01(\x03R\bprogress\x12\x16\n" +
-	"\x06digest\x18\x04 \x01(\fR\x06digest\"4\n" +
+	"\x06digest\x18\x04 \x01(\fR\x06digest\x12+\n" +
+	"\x03age\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x03age\"4\n" +
 	"\x03Ask\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\x04R\x02id\x12\x1d\n" +
 	"\n" +
@@ -2200,7 +2219,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vauthorities\x18\x02 \x03(\fR\vauthorities\"\x13\n" +
 	"\x11WatchNodesRequest\"M\n" +
 	"\x12WatchNodesResponse\x127\n" +
-	"\x05nodes\x18\x01 \x03(\v2!.portcullis.control.v1.NodeStatusR\x05nodes\"\x88\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2!.portcullis.control.v1.NodeStatusR\x05nodes\"\xcd\x04\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2217,7 +2236,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\areplica\x18\n" +
 	" \x01(\tR\areplica\x12\x1c\n" +
 	"\tconnected\x18\v \x01(\bR\tconnected\x12\x12\n" +
-	"\x04boot\x18\f \x01(\x04R\x04boot\"+\n" +
+	"\x04boot\x18\f \x01(\x04R\x04boot\x12C\n" +
+	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\"+\n" +
 	"\n" +
 	"WhyRequest\x12\x1d\n" +
 	"\n" +
@@ -2316,33 +2336,35 @@ var file_control_v1_control_proto_depIdxs = []int32{
 	29, // 22: portcullis.control.v1.Revocation.revoked_before:type_name -> google.protobuf.Timestamp
 	29, // 23: portcullis.control.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
 	1,  // 24: portcullis.control.v1.Heartbeat.head:type_name -> portcullis.control.v1.Version
-	17, // 25: portcullis.control.v1.Decision.record:type_name -> portcullis.control.v1.DecisionRecord
-	29, // 26: portcullis.control.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	1,  // 27: portcullis.control.v1.DecisionRecord.version:type_name -> portcullis.control.v1.Version
-	27, // 28: portcullis.control.v1.DecisionRecord.duration:type_name -> google.protobuf.Duration
-	24, // 29: portcullis.control.v1.WatchNodesResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
-	1,  // 30: portcullis.control.v1.NodeStatus.version:type_name -> portcullis.control.v1.Version
-	1,  // 31: portcullis.control.v1.NodeStatus.rejected:type_name -> portcullis.control.v1.Version
-	5,  // 32: portcullis.control.v1.NodeStatus.problems:type_name -> portcullis.control.v1.Problem
-	29, // 33: portcullis.control.v1.NodeStatus.connected_at:type_name -> google.protobuf.Timestamp
-	29, // 34: portcullis.control.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
-	27, // 35: portcullis.control.v1.NodeStatus.apply_time:type_name -> google.protobuf.Duration
-	17, // 36: portcullis.control.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	2,  // 37: portcullis.control.v1.ControlService.Follow:input_type -> portcullis.control.v1.FollowRequest
-	18, // 38: portcullis.control.v1.JoinService.Join:input_type -> portcullis.control.v1.JoinRequest
-	20, // 39: portcullis.control.v1.RenewService.Renew:input_type -> portcullis.control.v1.RenewRequest
-	22, // 40: portcullis.control.v1.PeerService.WatchNodes:input_type -> portcullis.control.v1.WatchNodesRequest
-	25, // 41: portcullis.control.v1.PeerService.Why:input_type -> portcullis.control.v1.WhyRequest
-	7,  // 42: portcullis.control.v1.ControlService.Follow:output_type -> portcullis.control.v1.FollowResponse
-	19, // 43: portcullis.control.v1.JoinService.Join:output_type -> portcullis.control.v1.JoinResponse
-	21, // 44: portcullis.control.v1.RenewService.Renew:output_type -> portcullis.control.v1.RenewResponse
-	23, // 45: portcullis.control.v1.PeerService.WatchNodes:output_type -> portcullis.control.v1.WatchNodesResponse
-	26, // 46: portcullis.control.v1.PeerService.Why:output_type -> portcullis.control.v1.WhyResponse
-	42, // [42:47] is the sub-list for method output_type
-	37, // [37:42] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	27, // 25: portcullis.control.v1.Heartbeat.age:type_name -> google.protobuf.Duration
+	17, // 26: portcullis.control.v1.Decision.record:type_name -> portcullis.control.v1.DecisionRecord
+	29, // 27: portcullis.control.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	1,  // 28: portcullis.control.v1.DecisionRecord.version:type_name -> portcullis.control.v1.Version
+	27, // 29: portcullis.control.v1.DecisionRecord.duration:type_name -> google.protobuf.Duration
+	24, // 30: portcullis.control.v1.WatchNodesResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
+	1,  // 31: portcullis.control.v1.NodeStatus.version:type_name -> portcullis.control.v1.Version
+	1,  // 32: portcullis.control.v1.NodeStatus.rejected:type_name -> portcullis.control.v1.Version
+	5,  // 33: portcullis.control.v1.NodeStatus.problems:type_name -> portcullis.control.v1.Problem
+	29, // 34: portcullis.control.v1.NodeStatus.connected_at:type_name -> google.protobuf.Timestamp
+	29, // 35: portcullis.control.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	27, // 36: portcullis.control.v1.NodeStatus.apply_time:type_name -> google.protobuf.Duration
+	29, // 37: portcullis.control.v1.NodeStatus.disconnected_at:type_name -> google.protobuf.Timestamp
+	17, // 38: portcullis.control.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	2,  // 39: portcullis.control.v1.ControlService.Follow:input_type -> portcullis.control.v1.FollowRequest
+	18, // 40: portcullis.control.v1.JoinService.Join:input_type -> portcullis.control.v1.JoinRequest
+	20, // 41: portcullis.control.v1.RenewService.Renew:input_type -> portcullis.control.v1.RenewRequest
+	22, // 42: portcullis.control.v1.PeerService.WatchNodes:input_type -> portcullis.control.v1.WatchNodesRequest
+	25, // 43: portcullis.control.v1.PeerService.Why:input_type -> portcullis.control.v1.WhyRequest
+	7,  // 44: portcullis.control.v1.ControlService.Follow:output_type -> portcullis.control.v1.FollowResponse
+	19, // 45: portcullis.control.v1.JoinService.Join:output_type -> portcullis.control.v1.JoinResponse
+	21, // 46: portcullis.control.v1.RenewService.Renew:output_type -> portcullis.control.v1.RenewResponse
+	23, // 47: portcullis.control.v1.PeerService.WatchNodes:output_type -> portcullis.control.v1.WatchNodesResponse
+	26, // 48: portcullis.control.v1.PeerService.Why:output_type -> portcullis.control.v1.WhyResponse
+	44, // [44:49] is the sub-list for method output_type
+	39, // [39:44] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
