@@ -7,7 +7,11 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	"portcullis.dev/portcullis/deploy/cluster"
+	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 )
 
 // A hundred thousand routes in one apply.
@@ -15,6 +19,10 @@ func TestSlowThreatHundredThousandRoutes(t *testing.T) {
 	h := start(t, cluster.Config{})
 	h.apply(twoWorkspaces)
 	threatManyRoutes(t, h, 100_000)
+	_, err := h.admin.Apply(t.Context(), &adminv1.ApplyRequest{Change: &adminv1.Change{Deletes: manyKeys(200_001)}})
+	if status.Code(err) != codes.InvalidArgument {
+		t.Errorf("200,001 documents in one change: %.200v", err)
+	}
 }
 
 // A key that the identity provider has just begun to use is learnt from the
