@@ -26,6 +26,7 @@ const (
 	roomNodes      = "nodes"
 	roomReplicas   = "replicas"
 	roomLocks      = "locks"
+	roomBoots      = "boots"
 )
 
 // authority is what the cluster's replicas share: made once, by whichever
@@ -158,4 +159,19 @@ func firstOperator(ctx context.Context, st store.Store) (string, error) {
 		return "", nil
 	}
 	return credential, err
+}
+
+// nextBoot numbers this start of a replica above every earlier one, by the store's
+// revisions and not by a clock that may be set back: members of the bus drop what
+// an earlier boot says.
+func nextBoot(ctx context.Context, st store.Store, name string) (uint64, error) {
+	revision, err := st.Items(roomBoots).Put(ctx, name, nil, store.Write{At: store.Overwrite})
+	if err != nil {
+		return 0, fmt.Errorf("numbering this start: %w", err)
+	}
+	tip, err := st.Tip(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("numbering this start: %w", err)
+	}
+	return tip.Epoch<<48 | uint64(revision), nil
 }

@@ -37,10 +37,10 @@ type Config struct {
 	Advertise string
 	// Hosts are further names and addresses for the replica's certificate.
 	Hosts []string
-	// Bus opens the bus, once the replica has an identity to open it with, and
-	// says where nodes find it (nil: they are told otherwise). Run closes it. A nil
-	// Bus means that nodes hear of revocations on the stream only.
-	Bus func(context.Context, *identity.Live) (bus.Bus, []string, error)
+	// Bus opens the bus under a boot number, once the replica has an identity to open
+	// it with, and says where nodes find it (nil: they are told otherwise). Run
+	// closes it. A nil Bus means that nodes hear of revocations on the stream only.
+	Bus func(ctx context.Context, live *identity.Live, boot uint64) (bus.Bus, []string, error)
 	// AllowLoopbackJWKS accepts http JWKS URLs on loopback, for development.
 	AllowLoopbackJWKS bool
 	// Release is the binary's version.
@@ -166,8 +166,11 @@ func (p *Plane) openBus(ctx context.Context) error {
 	if p.cfg.Bus == nil {
 		return nil
 	}
-	var err error
-	if p.bus, p.busURLs, err = p.cfg.Bus(ctx, p.live); err != nil {
+	boot, err := nextBoot(ctx, p.cfg.Store, p.cfg.Name)
+	if err != nil {
+		return err
+	}
+	if p.bus, p.busURLs, err = p.cfg.Bus(ctx, p.live, boot); err != nil {
 		return fmt.Errorf("opening the bus: %w", err)
 	}
 	if err := p.bus.SetKeys([]*controlv1.BusKey{p.shared.busKey}); err != nil {

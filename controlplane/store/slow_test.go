@@ -18,9 +18,9 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// TestExternalSuite runs the suite on an external member; each test has a prefix
+// TestSlowExternalSuite runs the suite on an external member; each test has a prefix
 // of its own.
-func TestExternalSuite(t *testing.T) {
+func TestSlowExternalSuite(t *testing.T) {
 	c := etcdtest.Start(t, etcdtest.Config{TLS: true, Username: "pc", Password: "secret", Prefix: "/pc/"})
 	var n atomic.Int32
 	storetest.Run(t, func(t *testing.T) store.Store {
@@ -30,10 +30,10 @@ func TestExternalSuite(t *testing.T) {
 	})
 }
 
-// TestLeaderKilled kills the leader of three members amid writes, twice: every
+// TestSlowLeaderKilled kills the leader of three members amid writes, twice: every
 // acknowledged write is there, once and in order, for a reader and a watcher that
 // were there all along; a minority neither commits nor proves anything.
-func TestLeaderKilled(t *testing.T) {
+func TestSlowLeaderKilled(t *testing.T) {
 	c := etcdtest.Start(t, etcdtest.Config{Members: 3})
 	s := open(t, store.Config{Endpoints: c.Endpoints})
 	v0 := version(t, s)
@@ -127,8 +127,8 @@ func TestLeaderKilled(t *testing.T) {
 	}
 }
 
-// TestHundredThousandRoutes applies 100k routes at once, on both kinds of etcd.
-func TestHundredThousandRoutes(t *testing.T) {
+// TestSlowHundredThousandRoutes applies 100k routes at once, on both kinds of etcd.
+func TestSlowHundredThousandRoutes(t *testing.T) {
 	const n = 100_000
 	stores := map[string]func(t *testing.T) *store.Etcd{
 		"embedded": func(t *testing.T) *store.Etcd { return open(t, store.Config{Dir: t.TempDir()}) },
@@ -185,8 +185,8 @@ func TestHundredThousandRoutes(t *testing.T) {
 	}
 }
 
-// TestMillionCredentials loads a million credentials without holding them.
-func TestMillionCredentials(t *testing.T) {
+// TestSlowMillionCredentials loads a million credentials without holding them.
+func TestSlowMillionCredentials(t *testing.T) {
 	const n, batch = 1_000_000, 250_000
 	s := open(t, store.Config{Dir: t.TempDir(), HistoryLimit: 1})
 	ctx := t.Context()

@@ -158,8 +158,8 @@ func (c *Cluster) StartControl(ctx context.Context) error {
 		return errors.Join(err, control.Close())
 	}
 	c.planeAddress, c.adminAddress = control.Addr().String(), admin.Addr().String()
-	connect := func(ctx context.Context, _ *identity.Live) (bus.Bus, []string, error) {
-		b, err := bus.Connect(ctx, bus.Config{Name: "control-1", NATS: bus.NATSConfig{Server: c.server}, Log: c.cfg.Log})
+	connect := func(ctx context.Context, _ *identity.Live, boot uint64) (bus.Bus, []string, error) {
+		b, err := bus.Connect(ctx, bus.Config{Name: "control-1", Boot: boot, NATS: bus.NATSConfig{Server: c.server}, Log: c.cfg.Log})
 		return b, nil, err
 	}
 	plane, err := controlplane.New(ctx, controlplane.Config{

@@ -167,8 +167,8 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) (err error) {
 			err = errors.Join(err, server.Close())
 		}
 	}()
-	open := func(ctx context.Context, live *identity.Live) (b bus.Bus, urls []string, err error) {
-		b, server, urls, err = f.openBus(ctx, live)
+	open := func(ctx context.Context, live *identity.Live, boot uint64) (b bus.Bus, urls []string, err error) {
+		b, server, urls, err = f.openBus(ctx, live, boot)
 		return b, urls, err
 	}
 	plane, err := controlplane.New(ctx, controlplane.Config{
@@ -225,8 +225,8 @@ func (f *controlFlags) openStore(ctx context.Context) (*store.Etcd, error) {
 
 // openBus connects to the external bus or starts the embedded one, which only
 // members of the cluster reach.
-func (f *controlFlags) openBus(ctx context.Context, live *identity.Live) (bus.Bus, *bus.Server, []string, error) {
-	cfg := bus.Config{Name: f.name}
+func (f *controlFlags) openBus(ctx context.Context, live *identity.Live, boot uint64) (bus.Bus, *bus.Server, []string, error) {
+	cfg := bus.Config{Name: f.name, Boot: boot}
 	if len(f.nats.urls) > 0 {
 		var err error
 		if cfg.NATS, err = f.nats.nats(); err != nil {
