@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -31,6 +32,10 @@ const (
 	retryAfter   = 30 * time.Second
 )
 
+// localAddress is our end of a failed connection, another port each time: a
+// problem must read the same each time, or each would be a revision of its own.
+var localAddress = regexp.MustCompile(`\S+:\d+->`)
+
 // Client fetches JWK sets. The zero Client is ready and accepts https only. It
 // is safe for concurrent use.
 type Client struct {
@@ -46,7 +51,7 @@ type Client struct {
 func (c *Client) Fetch(ctx context.Context, issuer *configv1.Issuer, previous *configv1.KeySet, now time.Time) (*configv1.KeySet, error) {
 	keys, ttl, err := c.fetch(ctx, issuer)
 	if err != nil {
-		failed := &configv1.KeySet{Problem: err.Error(), RefreshAt: timestamppb.New(now.Add(retryAfter))}
+		failed := &configv1.KeySet{Problem: localAddress.ReplaceAllString(err.Error(), ""), RefreshAt: timestamppb.New(now.Add(retryAfter))}
 		if previous != nil && previous.StaleAt.AsTime().After(now) {
 			failed.Keys, failed.FetchedAt, failed.StaleAt = previous.Keys, previous.FetchedAt, previous.StaleAt
 		}
