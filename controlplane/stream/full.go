@@ -121,6 +121,9 @@ func (h *Hub) takeFull(n *node, ok func(config.Version) bool) *transfer {
 		f.used = time.Now()
 		return f.ready
 	}
+	if n.gone.Load() {
+		return nil
+	}
 	if f.waiting == nil {
 		f.waiting = map[*node]struct{}{}
 	}
@@ -202,10 +205,14 @@ type slots struct {
 	given map[*node]bool
 }
 
-// acquire reports whether n has a slot; if not, n is woken when it gets one.
+// acquire reports whether n has a slot; if not, n is woken when it gets one. One
+// that is gone gets none: nobody would release it.
 func (s *slots) acquire(n *node) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if n.gone.Load() {
+		return false
+	}
 	if s.given[n] {
 		return true
 	}

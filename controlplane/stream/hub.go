@@ -68,6 +68,12 @@ type Config struct {
 	HelloTimeout time.Duration
 	// Forget is how long a node that is gone is still listed; 0 means 10 min.
 	Forget time.Duration
+	// Grace is how long a node that is gone still counts as one that has to follow,
+	// and how long Expected ones are waited for after a start; 0 means 10 s.
+	Grace time.Duration
+	// Expected returns the names of the nodes that there should be; it must not
+	// block. nil when nobody knows.
+	Expected func() []string
 	// Logger; nil discards.
 	Logger *slog.Logger
 }
@@ -82,6 +88,7 @@ func (c Config) withDefaults() Config {
 	def(&c.SendTimeout, 30*time.Second)
 	def(&c.HelloTimeout, 10*time.Second)
 	def(&c.Forget, 10*time.Minute)
+	def(&c.Grace, 10*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -110,6 +117,7 @@ type Hub struct {
 	controlv1.UnimplementedControlServiceServer
 	controlv1.UnimplementedPeerServiceServer
 	cfg      Config
+	born     time.Time
 	registry *registry
 	asks     asks
 	slots    *slots
@@ -146,6 +154,7 @@ func NewHub(cfg Config) *Hub {
 		life:     life,
 		end:      end,
 		cfg:      cfg,
+		born:     time.Now(),
 		registry: newRegistry(cfg.Replica),
 		asks:     asks{open: map[uint64]*question{}},
 		slots:    &slots{free: cfg.MaxFull},

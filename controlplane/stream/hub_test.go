@@ -595,13 +595,21 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestStuckNodeIsEnded(t *testing.T) {
-	p := newPlane(t, func(c *Config) { c.SendTimeout = 50 * time.Millisecond; c.MaxFull = 1 })
+	p := newPlane(t, func(c *Config) {
+		c.SendTimeout = 50 * time.Millisecond
+		c.MaxFull = 1
+		c.Grace = 100 * time.Millisecond
+	})
 	p.start(t, 1, application("big", string(make([]byte, 1<<20))))
 	p.node(t, "stuck", &controlv1.Hello{})
 	// The stuck node had the only slot.
 	c := p.node(t, "next", &controlv1.Hello{})
 	c.applied(c.whole())
-	p.await(t, at(1), 1)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if programmed, total, behind := p.Await(ctx, at(1)); programmed != 1 || total != 1 {
+		t.Errorf("%d of %d, behind %v", programmed, total, behind)
+	}
 }
 
 func TestWelcomeAgain(t *testing.T) {

@@ -33,6 +33,9 @@ type node struct {
 	ended   chan struct{}
 	err     error
 
+	// gone says that the stream has given back what it held.
+	gone atomic.Bool
+
 	// Shared by reader and writer.
 	mu      sync.Mutex
 	session Session
@@ -163,12 +166,12 @@ func (h *Hub) enter(n *node, m *controlv1.Hello) error {
 		return status.Error(codes.InvalidArgument, err.Error())
 	}
 	h.nodesMu.Lock()
-	old := h.nodes[n.name]
-	h.nodes[n.name] = n
-	h.nodesMu.Unlock()
-	if old != nil {
+	defer h.nodesMu.Unlock()
+	if old := h.nodes[n.name]; old != nil {
 		old.end(status.Error(codes.Aborted, "the node opened another stream"))
 	}
+	h.nodes[n.name] = n
+	// Under the lock, so that of two streams the same is the newer one for both.
 	h.registry.connected(n, m, held)
 	return nil
 }
@@ -179,6 +182,8 @@ func (h *Hub) leave(n *node) {
 		delete(h.nodes, n.name)
 	}
 	h.nodesMu.Unlock()
+	// First of all: the writer may still be about to ask for a slot or a full state.
+	n.gone.Store(true)
 	h.slots.release(n)
 	h.full.forget(n)
 	h.registry.disconnected(n)

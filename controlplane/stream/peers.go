@@ -1,6 +1,7 @@
 package stream
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -61,6 +62,10 @@ func (h *Hub) WatchNodes(_ *controlv1.WatchNodesRequest, stream grpc.ServerStrea
 
 // Peer is another control-plane replica.
 type Peer struct{ Name, Address string }
+
+func (p Peer) compare(o Peer) int {
+	return cmp.Or(cmp.Compare(p.Name, o.Name), cmp.Compare(p.Address, o.Address))
+}
 
 // PeersConfig says how to reach the peers.
 type PeersConfig struct {
@@ -145,7 +150,7 @@ func (p *Peers) Run(ctx context.Context) error {
 
 // follow keeps a peer's list until ctx ends.
 func (p *Peers) follow(ctx context.Context, peer Peer) {
-	defer p.cfg.Hub.registry.setPeer(peer.Name, nil)
+	defer p.cfg.Hub.registry.dropPeer(peer)
 	conn, err := p.cfg.Dial(peer)
 	if err != nil {
 		p.cfg.Logger.Error("dial peer", "peer", peer.Name, "address", peer.Address, "err", err)
@@ -161,7 +166,7 @@ func (p *Peers) follow(ctx context.Context, peer Peer) {
 		p.mu.Unlock()
 	}()
 	failures := 0
-	lost := time.AfterFunc(p.cfg.Grace, func() { p.cfg.Hub.registry.lostPeer(peer.Name) })
+	lost := time.AfterFunc(p.cfg.Grace, func() { p.cfg.Hub.registry.lostPeer(peer) })
 	defer lost.Stop()
 	for ctx.Err() == nil {
 		heard, err := p.watch(ctx, conn, peer, lost)
@@ -200,11 +205,7 @@ func (p *Peers) watch(ctx context.Context, conn *grpc.ClientConn, peer Peer, los
 		}
 		heard = true
 		lost.Stop()
-		nodes := m.GetNodes()
-		if nodes == nil {
-			nodes = []*controlv1.NodeStatus{}
-		}
-		p.cfg.Hub.registry.setPeer(peer.Name, nodes)
+		p.cfg.Hub.registry.setPeer(peer, m.GetNodes())
 	}
 }
 

@@ -2,7 +2,6 @@ package stream
 
 import (
 	"cmp"
-	"context"
 	"iter"
 	"maps"
 	"slices"
@@ -22,7 +21,8 @@ type registry struct {
 
 	mu      sync.Mutex
 	own     map[string]*entry
-	peers   map[string]map[string]*controlv1.NodeStatus // by replica, by node
+	peers   map[Peer]map[string]*controlv1.NodeStatus // by replica, by node
+	left    map[string]*controlv1.NodeStatus          // nodes of replicas that are none any more
 	changed chan struct{}
 }
 
@@ -36,7 +36,8 @@ func newRegistry(replica string) *registry {
 	return &registry{
 		replica: replica,
 		own:     map[string]*entry{},
-		peers:   map[string]map[string]*controlv1.NodeStatus{},
+		peers:   map[Peer]map[string]*controlv1.NodeStatus{},
+		left:    map[string]*controlv1.NodeStatus{},
 		changed: make(chan struct{}),
 	}
 }
@@ -93,48 +94,62 @@ func (r *registry) reported(n *node, m *controlv1.Report, held config.Version) {
 }
 
 func (r *registry) disconnected(n *node) {
-	r.update(n, func(s *controlv1.NodeStatus) { s.Connected = false })
+	r.update(n, depart)
 }
 
-// forget drops own nodes that went before t.
+// depart marks a node as not connected from now on.
+func depart(s *controlv1.NodeStatus) { s.Connected, s.DisconnectedAt = false, timestamppb.Now() }
+
+// forget drops nodes that went before t.
 func (r *registry) forget(t time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	before := len(r.own)
+	before := len(r.own) + len(r.left)
 	maps.DeleteFunc(r.own, func(_ string, e *entry) bool { return !e.status.GetConnected() && e.gone.Before(t) })
-	if len(r.own) != before {
+	maps.DeleteFunc(r.left, func(_ string, s *controlv1.NodeStatus) bool { return s.GetDisconnectedAt().AsTime().Before(t) })
+	if len(r.own)+len(r.left) != before {
 		r.signal()
 	}
 }
 
-// setPeer replaces what a replica said of its nodes; nil forgets the replica.
-func (r *registry) setPeer(replica string, nodes []*controlv1.NodeStatus) {
+// setPeer replaces what a replica said of its nodes.
+func (r *registry) setPeer(replica Peer, nodes []*controlv1.NodeStatus) {
+	byName := make(map[string]*controlv1.NodeStatus, len(nodes))
+	for _, s := range nodes {
+		byName[s.GetName()] = s
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if nodes == nil {
-		delete(r.peers, replica)
-	} else {
-		byName := make(map[string]*controlv1.NodeStatus, len(nodes))
-		for _, s := range nodes {
-			byName[s.GetName()] = s
-		}
-		r.peers[replica] = byName
-	}
+	r.peers[replica] = byName
 	r.signal()
 }
 
 // lostPeer marks a replica's nodes as not connected: what they run is not known
 // any more.
-func (r *registry) lostPeer(replica string) {
+func (r *registry) lostPeer(replica Peer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.lose(replica)
+	r.signal()
+}
+
+func (r *registry) lose(replica Peer) {
 	for name, s := range r.peers[replica] {
 		if s.GetConnected() {
 			s = proto.CloneOf(s)
-			s.Connected = false
+			depart(s)
 			r.peers[replica][name] = s
 		}
 	}
+}
+
+// dropPeer forgets a replica. Its nodes serve on and are on their way to another.
+func (r *registry) dropPeer(replica Peer) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lose(replica)
+	maps.Copy(r.left, r.peers[replica])
+	delete(r.peers, replica)
 	r.signal()
 }
 
@@ -164,7 +179,7 @@ func (r *registry) all() ([]*controlv1.NodeStatus, <-chan struct{}) {
 // each yields every node once, in no order; r.mu is held.
 func (r *registry) each() iter.Seq[*controlv1.NodeStatus] {
 	return func(yield func(*controlv1.NodeStatus) bool) {
-		if len(r.peers) == 0 {
+		if len(r.peers)+len(r.left) == 0 {
 			for _, e := range r.own {
 				if !yield(e.status) {
 					return
@@ -181,10 +196,13 @@ func (r *registry) each() iter.Seq[*controlv1.NodeStatus] {
 		for _, e := range r.own {
 			add(e.status)
 		}
-		for _, replica := range slices.Sorted(maps.Keys(r.peers)) {
+		for _, replica := range slices.SortedFunc(maps.Keys(r.peers), Peer.compare) {
 			for _, s := range r.peers[replica] {
 				add(s)
 			}
+		}
+		for _, s := range r.left {
+			add(s)
 		}
 		maps.Values(best)(yield)
 	}
@@ -219,51 +237,4 @@ func (h *Hub) Changed() <-chan struct{} {
 	h.registry.mu.Lock()
 	defer h.registry.mu.Unlock()
 	return h.registry.changed
-}
-
-// Convergence says how many of the connected nodes run at least v, how many
-// there are, and which do not.
-func (h *Hub) Convergence(v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
-	programmed, behind, _, _ = h.registry.converged(v)
-	return programmed, programmed + len(behind), behind
-}
-
-// converged also says whether every node behind has rejected v or newer, so that
-// there is nothing to wait for, and returns a channel that closes with the next
-// change.
-func (r *registry) converged(v config.Version) (programmed int, behind []*controlv1.NodeStatus, settled bool, changed <-chan struct{}) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	settled = true
-	for s := range r.each() {
-		if !s.GetConnected() {
-			continue
-		}
-		if config.VersionOf(s.GetVersion()).Compare(v) >= 0 {
-			programmed++
-			continue
-		}
-		behind = append(behind, s)
-		if config.VersionOf(s.GetRejected()).Compare(v) < 0 {
-			settled = false
-		}
-	}
-	sortNodes(behind)
-	return programmed, behind, settled, r.changed
-}
-
-// Await returns what Convergence does once every connected node runs at least v
-// or has rejected it, or when ctx ends.
-func (h *Hub) Await(ctx context.Context, v config.Version) (programmed, total int, behind []*controlv1.NodeStatus) {
-	for {
-		programmed, behind, settled, changed := h.registry.converged(v)
-		if settled {
-			return programmed, programmed + len(behind), behind
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return programmed, programmed + len(behind), behind
-		}
-	}
 }
