@@ -150,6 +150,19 @@ spec:
 	if d := cmp.Diff([]string{"default/remote"}, w.missing); d != "" {
 		t.Error(d)
 	}
+	// A flood of them asks once a second, and a clock that is set back does no harm.
+	for _, step := range []struct {
+		after time.Duration
+		asked int
+	}{{0, 1}, {999 * time.Millisecond, 1}, {time.Millisecond, 2}, {0, 2}, {-time.Hour, 3}} {
+		w.now = w.now.Add(step.after)
+		for range 100 {
+			w.pipeline.Run(w.request("GET", "/", "Authorization", "Bearer "+compact))
+		}
+		if len(w.missing) != step.asked {
+			t.Errorf("%v later: asked %d times, want %d", step.after, len(w.missing), step.asked)
+		}
+	}
 }
 
 func TestTokenBoundToCertificate(t *testing.T) {

@@ -73,13 +73,13 @@ type trusted struct {
 func (b *bearer) do(e *exchange.Exchange, compact string, now time.Time, fresh *freshness) *Denial {
 	t, issuer, refusal := b.verifier.Verify(compact, now)
 	if refusal != nil {
-		return b.refuse(refusal, issuer)
+		return b.refuse(refusal, issuer, now)
 	}
 	if !b.isFor(t, issuer) {
-		return b.refuse(token.ErrAudience, issuer)
+		return b.refuse(token.ErrAudience, issuer, now)
 	}
 	if t.Thumbprint != nil && !shown(e.Request.TLS, t.Thumbprint) {
-		return b.refuse(token.ErrUnproven, issuer)
+		return b.refuse(token.ErrUnproven, issuer, now)
 	}
 	if d := fresh.check(e, now); d != nil {
 		return d
@@ -121,9 +121,9 @@ func shown(t *exchange.PeerTLS, thumbprint []byte) bool {
 	return bytes.Equal(sum[:], thumbprint)
 }
 
-func (b *bearer) refuse(refusal *token.Refusal, issuer *token.Issuer) *Denial {
+func (b *bearer) refuse(refusal *token.Refusal, issuer *token.Issuer, now time.Time) *Denial {
 	missing := refusal == token.ErrUnknownKey || refusal == token.ErrKeysUnavailable
-	if missing && b.keyMissing != nil {
+	if missing && b.keyMissing != nil && issuer.Ask(now) {
 		b.keyMissing(issuer.Name())
 	}
 	return b.deny(Reason(refusal.Reason), refusal.Detail)

@@ -87,8 +87,8 @@ type Deps struct {
 	Limiter     *limit.Limiter
 	Expr        *expr.Env
 	// KeyMissing is told the name, "workspace/name", of an issuer that has no
-	// current key for a token. It must not block, and is called as often as
-	// callers like. May be nil.
+	// current key for a token, at most once a second for each. It must not block.
+	// May be nil.
 	KeyMissing func(issuer string)
 	// ServedStale counts a request that was served although what is known of
 	// revocations is older than its route's bound. May be nil.

@@ -44,6 +44,8 @@ type Issuer struct {
 	cache   *issuerCache
 
 	keys atomic.Pointer[keys]
+	// asked is when somebody last was to ask for its keys, Unix nanoseconds.
+	asked atomic.Int64
 }
 
 // Compile compiles an issuer and its vetted keys, without I/O. name is what the
@@ -135,6 +137,20 @@ func (i *Issuer) SetKeys(set *configv1.KeySet) error {
 
 // Name returns what the cluster calls the issuer: "workspace/name".
 func (i *Issuer) Name() string { return i.name }
+
+// askEvery is the least time between two questions after an issuer's keys.
+const askEvery = time.Second
+
+// Ask says whether to ask for the issuer's keys now, which somebody did not do
+// within the last second: tokens that name keys at random cost next to nothing.
+func (i *Issuer) Ask(now time.Time) bool {
+	at, last := now.UnixNano(), i.asked.Load()
+	// A clock that was set back must not keep anybody from asking.
+	if last != 0 && time.Duration(at-last).Abs() < askEvery {
+		return false
+	}
+	return i.asked.CompareAndSwap(last, at)
+}
 
 // Issuer returns the iss claim of its tokens.
 func (i *Issuer) Issuer() string { return i.issuer }
