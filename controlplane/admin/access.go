@@ -72,7 +72,10 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 		Metadata: &configv1.Metadata{Workspace: workspace, Name: name},
 		Spec:     &configv1.Resource_Credential{Credential: spec},
 	}
-	current, _ := s.Mirror.Current()
+	current, _, err := s.newest(ctx)
+	if err != nil {
+		return nil, err
+	}
 	if err := config.CheckCredential(current, resource); err != nil {
 		return nil, err
 	}

@@ -13,7 +13,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"syscall"
 	"time"
 
 	"portcullis.dev/portcullis/controlplane"
@@ -149,11 +151,17 @@ func (c *Cluster) start(ctx context.Context) error {
 
 // StartControl starts the control plane; it is for tests that have stopped it.
 func (c *Cluster) StartControl(ctx context.Context) error {
-	control, err := net.Listen("tcp", c.planeAddress)
+	listen := func(address string) (net.Listener, error) {
+		if c.plane != nil {
+			return listenAgain(ctx, address)
+		}
+		return net.Listen("tcp", address)
+	}
+	control, err := listen(c.planeAddress)
 	if err != nil {
 		return err
 	}
-	admin, err := net.Listen("tcp", c.adminAddress)
+	admin, err := listen(c.adminAddress)
 	if err != nil {
 		return errors.Join(err, control.Close())
 	}
@@ -229,13 +237,19 @@ func (c *Cluster) addNode(ctx context.Context, i int) error {
 // token; later it comes back with its identity and its port.
 func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	m := c.nodes[i]
-	listener, err := listenFrom(m.address, i > 0 && m.node == nil)
+	listen := func(address string) (net.Listener, error) {
+		if m.node != nil {
+			return listenAgain(ctx, address)
+		}
+		return listenFrom(ctx, address, i > 0)
+	}
+	listener, err := listen(m.address)
 	if err != nil {
 		return err
 	}
 	var metrics net.Listener
 	if m.metrics != "" {
-		if metrics, err = listenFrom(m.metrics, i > 0 && m.node == nil); err != nil {
+		if metrics, err = listen(m.metrics); err != nil {
 			return errors.Join(err, listener.Close())
 		}
 	}
@@ -293,22 +307,40 @@ func (c *Cluster) StopNode(i int) error {
 }
 
 // listenFrom listens on an address, or with next on the first free port after it.
-func listenFrom(address string, next bool) (net.Listener, error) {
+func listenFrom(ctx context.Context, address string, next bool) (net.Listener, error) {
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}
-	if !next || port == "0" {
-		return net.Listen("tcp", address)
-	}
-	var number int
-	if _, err := fmt.Sscanf(port, "%d", &number); err != nil {
+	number, err := strconv.Atoi(port)
+	if err != nil {
 		return nil, fmt.Errorf("address %q: %w", address, err)
 	}
+	if !next || number == 0 {
+		return net.Listen("tcp", address)
+	}
 	for try := 1; ; try++ {
-		listener, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(number+try)))
-		if err == nil || try == 100 {
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(number+try)))
+		if err == nil || try == 100 || ctx.Err() != nil {
 			return listener, err
+		}
+	}
+}
+
+// listenAgain listens on an address that this cluster had before. The system may
+// have given its port to a connection meanwhile: then it waits for its end.
+func listenAgain(ctx context.Context, address string) (net.Listener, error) {
+	for {
+		listener, err := net.Listen("tcp", address)
+		if !errors.Is(err, syscall.EADDRINUSE) {
+			return listener, err
+		}
+		timer := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		case <-timer.C:
 		}
 	}
 }

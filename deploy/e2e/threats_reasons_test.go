@@ -229,7 +229,7 @@ func (row reasonRow) check(t *testing.T, h *harness, log *logBuffer) {
 		t.Error("no counter has the reason")
 	}
 	switch row.reason {
-	case policy.LimitExceeded, policy.RevocationsStale: // others before it were served
+	case policy.LimitExceeded, policy.RevocationsStale, policy.TokenRevoked, policy.KeyExpired: // others before it were served
 	default:
 		h.untouched(t, "the refused request")
 	}
