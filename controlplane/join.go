@@ -67,6 +67,12 @@ func (m *members) Join(ctx context.Context, req *controlv1.JoinRequest) (*contro
 	if err != nil {
 		return nil, status.Error(codes.InvalidArgument, err.Error())
 	}
+	// Who has no token is not told which names are taken.
+	if _, err := m.store.Items(roomJoinTokens).Get(ctx, token.ID()); errors.Is(err, store.ErrNotFound) {
+		return nil, errJoinRefused
+	} else if err != nil {
+		return nil, status.Error(codes.Unavailable, "the store does not answer: join again with the same token")
+	}
 	// A name that is taken is refused before the token is used up: whoever holds a
 	// token must not put itself in the place of a node that serves.
 	switch err := m.known(ctx, id); {

@@ -43,7 +43,11 @@ func RESTError(_ context.Context, _ *runtime.ServeMux, _ runtime.Marshaler, w ht
 		httpStatus, err = withStatus.HTTPStatus, withStatus.Err
 	}
 	st := status.Convert(err)
-	if httpStatus == 0 {
+	switch {
+	case st.Code() == codes.Unimplemented:
+		// Every method is implemented: the gateway says so of a path's wrong method.
+		httpStatus = http.StatusMethodNotAllowed
+	case httpStatus == 0:
 		httpStatus = runtime.HTTPStatusFromCode(st.Code())
 	}
 	p := problem{Title: http.StatusText(httpStatus), Status: httpStatus, Detail: st.Message(), Reason: reasons[st.Code()]}
