@@ -99,6 +99,8 @@ func (f *Follower) save(ctx context.Context) {
 		if err != nil {
 			// A full disk must not stop the node; the next change tries again.
 			f.cfg.Logger.Error("last-known-good state could not be saved", "err", err)
+		} else if v == saved {
+			continue // a Welcome, say: what comes next need not wait for it
 		}
 		saved = v
 		pause := time.NewTimer(max(f.cfg.SaveEvery, 20*time.Since(began)))

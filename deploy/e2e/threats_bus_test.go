@@ -408,6 +408,12 @@ spec: {description: in clear}
 			secrets[name+", its middle"] = item.Value[len(item.Value)/2-8 : len(item.Value)/2+8]
 		}
 	}
+	h.until("the node's copy", func() error {
+		if copies, err := filepath.Glob(filepath.Join(dir, "nodes/node-1/last-known-good/*.lkg")); err != nil || len(copies) == 0 {
+			return fmt.Errorf("%d files, %v", len(copies), err)
+		}
+		return nil
+	})
 	for _, place := range []string{"etcd", "nodes/node-1/last-known-good"} {
 		marked := false
 		files := 0
