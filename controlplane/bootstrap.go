@@ -150,8 +150,8 @@ func initialise(ctx context.Context, st store.Store, issuers *keys.Issuers) erro
 // firstOperator makes the cluster's first admin and returns its credential; ""
 // when there is an operator already.
 func firstOperator(ctx context.Context, st store.Store) (string, error) {
-	existing, err := st.Items("operators").List(ctx)
-	if err != nil || len(existing) > 0 {
+	able, err := admin.AnyOperator(ctx, st)
+	if err != nil || able {
 		return "", err
 	}
 	credential, err := admin.AddOperator(ctx, st, &adminv1.Operator{Name: "admin", Role: adminv1.Role_ROLE_ADMIN})

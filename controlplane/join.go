@@ -3,7 +3,9 @@ package controlplane
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -34,6 +36,61 @@ type members struct {
 	controlv1.UnimplementedRenewServiceServer
 	store store.Store
 	ca    *identity.CA
+	// changed is ready when the room of nodes has changed.
+	changed chan struct{}
+	// names are the nodes that have joined, as last read.
+	names atomic.Pointer[[]string]
+}
+
+func newMembers(st store.Store, ca *identity.CA) *members {
+	return &members{store: st, ca: ca, changed: make(chan struct{}, 1)}
+}
+
+// wake tells Run that nodes may have been taken out.
+func (m *members) wake() {
+	select {
+	case m.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Run has the streams of nodes that are taken out ended, on whichever replica they
+// are, until ctx ends. A store that does not answer ends none.
+func (m *members) Run(ctx context.Context, drop func(keep func(name string) bool)) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-m.changed:
+		}
+		if err := m.read(ctx); err != nil {
+			continue
+		}
+		known := m.expected()
+		drop(func(name string) bool { return slices.Contains(known, name) })
+	}
+}
+
+// read takes over which nodes have joined.
+func (m *members) read(ctx context.Context) error {
+	items, err := m.store.Items(roomNodes).List(ctx)
+	if err != nil {
+		return err
+	}
+	names := make([]string, 0, len(items))
+	for _, item := range items {
+		names = append(names, item.Name)
+	}
+	m.names.Store(&names)
+	return nil
+}
+
+// expected returns the names of the nodes that have joined.
+func (m *members) expected() []string {
+	if names := m.names.Load(); names != nil {
+		return *names
+	}
+	return nil
 }
 
 // token makes a one-time join token; only its hash is stored.

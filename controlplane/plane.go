@@ -88,7 +88,10 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 	if p.live, err = p.certify(); err != nil {
 		return nil, err
 	}
-	p.members = &members{store: cfg.Store, ca: shared.ca}
+	p.members = newMembers(cfg.Store, shared.ca)
+	if err := p.members.read(ctx); err != nil {
+		return nil, fmt.Errorf("reading which nodes have joined: %w", err)
+	}
 	client := &keys.Client{AllowLoopback: cfg.AllowLoopbackJWKS}
 	p.issuers = &keys.Issuers{Client: client, Vault: vault{cfg.Store.Items(roomIssuerKeys)}}
 	if err := initialise(ctx, cfg.Store, p.issuers); err != nil {
@@ -109,6 +112,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 		Sign: func(v config.Version, d stream.Digest) []byte {
 			return shared.signing.SignVersion(v.Epoch, v.Revision, d[:])
 		},
+		Expected:   p.members.expected,
 		KeyMissing: func(_ string, m *controlv1.KeyMissing) { p.keeper.Missing(m.Workspace, m.Issuer) },
 	})
 	p.mirror.hub = p.hub
@@ -249,6 +253,7 @@ func (p *Plane) Run(ctx context.Context) error {
 		},
 	}
 	for _, run := range []func(context.Context) error{
+		func(ctx context.Context) error { return p.members.Run(ctx, p.hub.Drop) },
 		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, renewer.Run, p.serveControl, p.serveAdmin,
 	} {
 		tasks.Go(func() error { return run(ctx) })

@@ -270,3 +270,18 @@ func TestNoHeartbeatWithoutQuorum(t *testing.T) {
 		t.Errorf("heartbeat %v at %v", beat, r.Version())
 	}
 }
+
+// A crash between an operator and its credential must not lock everybody out.
+func TestFirstOperatorAfterCrash(t *testing.T) {
+	st := store.NewMemory()
+	defer func() { _ = st.Close() }()
+	if _, err := st.Items("operators").Put(t.Context(), "admin", nil, store.Write{}); err != nil {
+		t.Fatal(err)
+	}
+	if credential, err := firstOperator(t.Context(), st); err != nil || credential == "" {
+		t.Fatalf("after a crash: %q, %v", credential, err)
+	}
+	if credential, err := firstOperator(t.Context(), st); err != nil || credential != "" {
+		t.Fatalf("a second first operator: %q, %v", credential, err)
+	}
+}

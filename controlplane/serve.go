@@ -32,6 +32,9 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 	if slices.Contains(event.Rooms, roomReplicas) {
 		p.cluster.wake()
 	}
+	if slices.Contains(event.Rooms, roomNodes) {
+		p.members.wake()
+	}
 	for _, resource := range event.Upserts {
 		if resource.GetIssuer() != nil || resource.GetKeySet() != nil {
 			select {

@@ -173,6 +173,23 @@ func AddOperator(ctx context.Context, st store.Store, operator *adminv1.Operator
 	return credential, nil
 }
 
+// AnyOperator says whether anybody can use the admin API. An operator without a
+// credential, which a crash in the middle of AddOperator leaves, cannot; it is
+// removed when nobody can.
+func AnyOperator(ctx context.Context, st store.Store) (bool, error) {
+	credentials, err := st.Items(operatorHashes).List(ctx)
+	if err != nil || len(credentials) > 0 {
+		return err == nil, err
+	}
+	orphans, err := st.Items(operators).List(ctx)
+	for _, item := range orphans {
+		if _, err := st.Items(operators).Delete(ctx, item.Name); err != nil && !errors.Is(err, store.ErrNotFound) {
+			return false, err
+		}
+	}
+	return false, err
+}
+
 // ListOperators implements adminv1.AdminServiceServer.
 func (s *Service) ListOperators(ctx context.Context, _ *adminv1.ListOperatorsRequest) (*adminv1.ListOperatorsResponse, error) {
 	if _, err := s.authorise(ctx, ActionManageOperators, "list operators", everyWorkspace); err != nil {

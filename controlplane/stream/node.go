@@ -377,3 +377,13 @@ func (n *node) plan() error {
 		return nil
 	}
 }
+
+// Drop ends the streams of the nodes that keep does not want: they have been taken
+// out of the cluster.
+func (h *Hub) Drop(keep func(name string) bool) {
+	for _, n := range h.connected() {
+		if !keep(n.name) {
+			n.end(status.Errorf(codes.PermissionDenied, "the node %s has been taken out of the cluster", n.name))
+		}
+	}
+}
