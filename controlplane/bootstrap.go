@@ -150,15 +150,42 @@ func initialise(ctx context.Context, st store.Store, issuers *keys.Issuers) erro
 // firstOperator makes the cluster's first admin and returns its credential; ""
 // when there is an operator already.
 func firstOperator(ctx context.Context, st store.Store) (string, error) {
-	able, err := admin.AnyOperator(ctx, st)
-	if err != nil || able {
+	const claim = "first-operator"
+	for {
+		able, err := admin.AnyOperator(ctx, st)
+		if err != nil || able {
+			return "", err
+		}
+		// One replica at a time, since what another has half made looks like what a
+		// crash has left. The claim of one that crashes goes by itself.
+		_, err = st.Items(roomLocks).Put(ctx, claim, nil, store.Write{TTL: claimTTL})
+		if errors.Is(err, store.ErrExists) {
+			pause(ctx, 20*time.Millisecond)
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		credential, err := makeFirstOperator(ctx, st)
+		_, released := st.Items(roomLocks).Delete(ctx, claim)
+		if released != nil && !errors.Is(released, store.ErrNotFound) {
+			err = errors.Join(err, released)
+		}
+		return credential, err
+	}
+}
+
+// claimTTL is how long the claim of a replica that has crashed still stands.
+const claimTTL = 5 * time.Second
+
+func makeFirstOperator(ctx context.Context, st store.Store) (string, error) {
+	if able, err := admin.AnyOperator(ctx, st); err != nil || able {
 		return "", err
 	}
-	credential, err := admin.AddOperator(ctx, st, &adminv1.Operator{Name: "admin", Role: adminv1.Role_ROLE_ADMIN})
-	if errors.Is(err, store.ErrExists) {
-		return "", nil
+	if err := admin.RemoveUnable(ctx, st); err != nil {
+		return "", err
 	}
-	return credential, err
+	return admin.AddOperator(ctx, st, &adminv1.Operator{Name: "admin", Role: adminv1.Role_ROLE_ADMIN})
 }
 
 // nextBoot numbers this start of a replica above every earlier one, by the store's

@@ -173,21 +173,22 @@ func AddOperator(ctx context.Context, st store.Store, operator *adminv1.Operator
 	return credential, nil
 }
 
-// AnyOperator says whether anybody can use the admin API. An operator without a
-// credential, which a crash in the middle of AddOperator leaves, cannot; it is
-// removed when nobody can.
+// AnyOperator says whether anybody can use the admin API.
 func AnyOperator(ctx context.Context, st store.Store) (bool, error) {
 	credentials, err := st.Items(operatorHashes).List(ctx)
-	if err != nil || len(credentials) > 0 {
-		return err == nil, err
-	}
-	orphans, err := st.Items(operators).List(ctx)
-	for _, item := range orphans {
+	return len(credentials) > 0, err
+}
+
+// RemoveUnable removes every operator. It is for a store in which none has a
+// credential, as a crash in the middle of AddOperator leaves it.
+func RemoveUnable(ctx context.Context, st store.Store) error {
+	unable, err := st.Items(operators).List(ctx)
+	for _, item := range unable {
 		if _, err := st.Items(operators).Delete(ctx, item.Name); err != nil && !errors.Is(err, store.ErrNotFound) {
-			return false, err
+			return err
 		}
 	}
-	return false, err
+	return err
 }
 
 // ListOperators implements adminv1.AdminServiceServer.
