@@ -26,7 +26,7 @@ func (c *compiler) addAPIKey(d declared, k *configv1.APIKey) error {
 	if header == "" {
 		header = defaultKeyHeader
 	}
-	l := &c.levels[d.level]
+	l := &c.levels[d.Level]
 	for _, other := range l.keys {
 		if exchange.EqualFold(other.header, header) {
 			return nil // the same alternative twice

@@ -12,32 +12,21 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// The levels at which a policy is declared, from the outside in. What an outer one
-// declares holds whatever an inner one adds.
-const (
-	gatewayLevel = iota
-	workspaceLevel
-	routeLevel
-	levels
-)
+// levels is how many there are at which a policy may be declared.
+const levels = int(config.LevelRoute) + 1
 
 // declared is a policy with what follows from its place.
 type declared struct {
 	config.EffectivePolicy
-	level int
 	// scope names what a limit's counts belong to: a shared Policy, a baseline, or
 	// the route itself. Routes with the same scope share the counts.
 	scope string
 }
 
-// declare reads a policy's place off its Origin.
 func declare(route config.Key, p config.EffectivePolicy) declared {
-	d := declared{EffectivePolicy: p, level: routeLevel, scope: route.String() + " " + p.Origin}
-	switch {
-	case strings.HasPrefix(p.Origin, "gateway "):
-		d.level, d.scope = gatewayLevel, p.Origin
-	case strings.HasPrefix(p.Origin, "workspace "):
-		d.level, d.scope = workspaceLevel, p.Origin
+	d := declared{EffectivePolicy: p, scope: p.Origin}
+	if p.Level == config.LevelRoute {
+		d.scope = route.String() + " " + p.Origin
 	}
 	if i := strings.IndexByte(p.Origin, '('); i >= 0 {
 		d.scope = p.Origin[i:]

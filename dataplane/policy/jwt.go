@@ -32,7 +32,7 @@ func (c *compiler) addJWT(d declared, j *configv1.JWT) error {
 		}
 		trust.issuers = append(trust.issuers, issuer)
 	}
-	l := &c.levels[d.level]
+	l := &c.levels[d.Level]
 	if l.bearer == nil {
 		l.bearer = &bearer{
 			origin: d.Origin, keyMissing: c.deps.KeyMissing, revocations: c.deps.Revocations,

@@ -85,8 +85,8 @@ func TestPhasesNotListingOrderTheSteps(t *testing.T) {
 	}
 }
 
-// The places that Origin tells apart are the ones that config writes.
-func TestDeclareReadsOrigins(t *testing.T) {
+// What shares counts is what is declared once.
+func TestDeclaredScopes(t *testing.T) {
 	w := newWorld(t, `
 apiVersion: portcullis.dev/v1
 kind: Policy
@@ -97,7 +97,7 @@ spec: {apiKey: {}}
 	var got []string
 	for _, p := range w.checked.Policies(w.route) {
 		d := declare(w.route, p)
-		got = append(got, fmt.Sprintf("%d %s", d.level, d.scope))
+		got = append(got, fmt.Sprintf("%d %s", d.Level, d.scope))
 	}
 	want := []string{
 		"0 (Policy default/keys)",
@@ -111,7 +111,7 @@ spec: {apiKey: {}}
 
 func TestCompileRefuses(t *testing.T) {
 	policy := func(p *configv1.Policy) []config.EffectivePolicy {
-		return []config.EffectivePolicy{{Policy: p, Origin: "policies[0]", Workspace: "shop"}}
+		return []config.EffectivePolicy{{Policy: p, Origin: "policies[0]", Level: config.LevelRoute, Workspace: "shop"}}
 	}
 	w := newWorld(t, hotRoute)
 	jwt := &configv1.JWT{Issuers: []string{"local"}, Audiences: []string{"a"}}

@@ -111,10 +111,23 @@ type EffectivePolicy struct {
 	// in brackets when it is one: "policies[2] (Policy shop/office-hours)".
 	Origin string
 	// Workspace is where the names in Policy are looked up first.
+	// Level is whose policy it is.
+	Level Level
 	Workspace string
 }
 
 // Policies returns what holds for a route: the Gateway's baseline, its
+// Level is where a policy is declared, from the outside in. What an outer one
+// declares holds whatever an inner one adds.
+type Level uint8
+
+// The levels.
+const (
+	LevelGateway Level = iota
+	LevelWorkspace
+	LevelRoute
+)
+
 // Workspace's, then its own, each in the order listed. None for a route that does
 // not exist.
 func (c Checked) Policies(route Key) []EffectivePolicy {
@@ -125,17 +138,17 @@ func (c Checked) Policies(route Key) []EffectivePolicy {
 	own := r.GetRoute().GetPolicies()
 	out := make([]EffectivePolicy, 0, len(own)+4)
 	if g, ok := c.Get(Key{KindGateway, DefaultWorkspace, "default"}); ok {
-		out = c.follow(out, "gateway ", DefaultWorkspace, g.GetGateway().GetPolicies())
+		out = c.follow(out, LevelGateway, "gateway ", DefaultWorkspace, g.GetGateway().GetPolicies())
 	}
 	if w, ok := c.Get(Key{Kind: KindWorkspace, Name: route.Workspace}); ok {
-		out = c.follow(out, "workspace "+route.Workspace+" ", route.Workspace, w.GetWorkspace().GetPolicies())
+		out = c.follow(out, LevelWorkspace, "workspace "+route.Workspace+" ", route.Workspace, w.GetWorkspace().GetPolicies())
 	}
-	return c.follow(out, "", route.Workspace, own)
+	return c.follow(out, LevelRoute, "", route.Workspace, own)
 }
 
-func (c Checked) follow(out []EffectivePolicy, from, workspace string, policies []*configv1.Policy) []EffectivePolicy {
+func (c Checked) follow(out []EffectivePolicy, level Level, from, workspace string, policies []*configv1.Policy) []EffectivePolicy {
 	for i, p := range policies {
-		e := EffectivePolicy{p, from + "policies[" + strconv.Itoa(i) + "]", workspace}
+		e := EffectivePolicy{Policy: p, Origin: from + "policies[" + strconv.Itoa(i) + "]", Level: level, Workspace: workspace}
 		if p.GetRef() != "" {
 			shared, ok := c.shared(workspace, p)
 			if !ok {

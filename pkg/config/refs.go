@@ -170,7 +170,7 @@ func (r *report) closed(c Checked, t *configv1.Route) {
 			continue
 		}
 		authenticated = true
-		if t.GetPublic() && strings.HasPrefix(p.Origin, "policies[") {
+		if t.GetPublic() && p.Level == LevelRoute {
 			r.fail("spec.public", "contradicts %s, which authenticates: expected one of them", p.Origin)
 			return
 		}
