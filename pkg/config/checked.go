@@ -110,7 +110,8 @@ type EffectivePolicy struct {
 	// policies[1]", "policies[0]" for the route's own, followed by the shared Policy
 	// in brackets when it is one: "policies[2] (Policy shop/office-hours)".
 	Origin string
-	// Workspace is where the names in Policy are looked up first.
+	// Workspace is where the names in Policy are looked up first: the default one
+	// for a baseline and for all that it leads to.
 	// Level is whose policy it is.
 	Level Level
 	Workspace string
@@ -141,7 +142,9 @@ func (c Checked) Policies(route Key) []EffectivePolicy {
 		out = c.follow(out, LevelGateway, "gateway ", DefaultWorkspace, g.GetGateway().GetPolicies())
 	}
 	if w, ok := c.Get(Key{Kind: KindWorkspace, Name: route.Workspace}); ok {
-		out = c.follow(out, LevelWorkspace, "workspace "+route.Workspace+" ", route.Workspace, w.GetWorkspace().GetPolicies())
+		// Not in the workspace itself: whoever is bound by the baseline could declare
+		// what its names mean.
+		out = c.follow(out, LevelWorkspace, "workspace "+route.Workspace+" ", DefaultWorkspace, w.GetWorkspace().GetPolicies())
 	}
 	return c.follow(out, LevelRoute, "", route.Workspace, own)
 }

@@ -3,6 +3,8 @@ package config
 import (
 	"flag"
 	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -115,7 +117,7 @@ func TestDesignExample(t *testing.T) {
 		origins = append(origins, p.Workspace+": "+p.Origin)
 	}
 	want := []string{
-		"default: gateway policies[0]", "shop: workspace shop policies[0]",
+		"default: gateway policies[0]", "default: workspace shop policies[0]",
 		"shop: policies[0]", "shop: policies[1]", "shop: policies[2]",
 		"default: policies[3] (Policy default/office-hours)",
 	}
@@ -129,5 +131,64 @@ func TestDesignExample(t *testing.T) {
 	}
 	if c.Len() != 7 {
 		t.Errorf("Len = %d", c.Len())
+	}
+}
+
+// TestBaselineIsNotShadowed: whoever may write in a workspace cannot give another
+// meaning to a name in the baseline that binds it.
+func TestBaselineIsNotShadowed(t *testing.T) {
+	const header = "apiVersion: portcullis.dev/v1\n"
+	base, err := Check(decode(t, header+strings.Join([]string{
+		"kind: Workspace\nmetadata: {name: shop}\nspec: {policies: [{ref: baseline}, {jwt: {issuers: [platform], audiences: [a]}}]}",
+		"kind: Gateway\nmetadata: {name: default}\nspec: {policies: [{ref: rules}]}",
+		"kind: Policy\nmetadata: {name: baseline}\nspec: {ref: rules}",
+		"kind: Policy\nmetadata: {name: rules}\nspec: {authorize: {rules: [{scopes: [platform]}]}}",
+		"kind: Issuer\nmetadata: {name: platform}\nspec: {issuer: https://platform.example, builtIn: true}",
+		"kind: Upstream\nmetadata: {workspace: shop, name: up}\nspec: {endpoints: [{url: http://a}]}",
+		"kind: Route\nmetadata: {workspace: shop, name: r}\nspec: {backends: [{upstream: up}]}",
+	}, "\n---\n"+header)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	route := Key{KindRoute, "shop", "r"}
+	hiding := decode(t, header+strings.Join([]string{
+		"kind: Policy\nmetadata: {workspace: shop, name: baseline}\nspec: {headers: {response: {remove: [Server]}}}",
+		"kind: Policy\nmetadata: {workspace: shop, name: rules}\nspec: {headers: {response: {remove: [Server]}}}",
+		"kind: Issuer\nmetadata: {workspace: shop, name: platform}\nspec: {issuer: https://tenant.example, builtIn: true}",
+	}, "\n---\n"+header))
+	next, affected, err := base.Apply(Delta{Upserts: hiding})
+	if err != nil || len(affected.Routes) > 0 || affected.All {
+		t.Fatalf("%+v, %v", affected, err)
+	}
+	policies := next.Policies(route)
+	if len(policies) != 3 {
+		t.Fatalf("%d policies", len(policies))
+	}
+	for _, p := range policies {
+		if p.Workspace != DefaultWorkspace || p.Policy.GetHeaders() != nil {
+			t.Errorf("%s: in %s: %v", p.Origin, p.Workspace, p.Policy)
+		}
+	}
+	// What a baseline refers to is in default, or the document is refused.
+	_, _, err = next.Apply(Delta{Deletes: []Key{{KindPolicy, DefaultWorkspace, "baseline"}, {KindIssuer, DefaultWorkspace, "platform"}}})
+	for _, want := range []string{
+		`Workspace shop: spec.policies[0].ref: Policy "baseline" does not exist in workspace "default"`,
+		`Workspace shop: spec.policies[1].jwt.issuers[0]: Issuer "platform" does not exist in workspace "default"`,
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v; want %s", err, want)
+		}
+	}
+	// What changes there reaches the routes that it binds.
+	change := decode(t, header+"kind: Policy\nmetadata: {name: rules}\nspec: {authorize: {rules: [{scopes: [more]}]}}")
+	if _, affected, err := base.Apply(Delta{Upserts: change, Deletes: []Key{{KindGateway, DefaultWorkspace, "default"}}}); err != nil || !affected.All {
+		t.Errorf("%+v, %v", affected, err)
+	}
+	base, _, err = base.Apply(Delta{Deletes: []Key{{KindGateway, DefaultWorkspace, "default"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, affected, err := base.Apply(Delta{Upserts: change}); err != nil || !slices.Equal(affected.Routes, []Key{route}) {
+		t.Errorf("%+v, %v", affected, err)
 	}
 }

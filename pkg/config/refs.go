@@ -11,10 +11,11 @@ import (
 // ref is one name in a document that means another document.
 type ref struct{ path, kind, name string }
 
-// scope is the workspace in which a document's names are looked up.
+// scope is the workspace in which a document's names are looked up. A baseline's
+// are not looked up in the workspace that it binds.
 func scope(k Key) string {
 	if k.Kind == KindWorkspace {
-		return k.Name
+		return DefaultWorkspace
 	}
 	return k.Workspace
 }
