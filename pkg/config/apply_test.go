@@ -25,7 +25,8 @@ func drawResource(t *rapid.T) *configv1.Resource {
 	switch rapid.IntRange(0, 9).Draw(t, "kind") {
 	case 0:
 		meta.Workspace, meta.Name = "", rapid.SampledFrom([]string{"w1", "w2", "default"}).Draw(t, "workspace name")
-		r.Spec = &configv1.Resource_Workspace{Workspace: &configv1.Workspace{Policies: drawPolicies(t, 1)}}
+		r.Spec = &configv1.Resource_Workspace{Workspace: &configv1.Workspace{
+			Policies: drawPolicies(t, 1), Hostnames: rapid.SampledFrom([][]string{nil, nil, {"*.example"}, {"a.example"}}).Draw(t, "workspace hosts")}}
 	case 1:
 		meta.Workspace, meta.Name = "default", "default"
 		r.Spec = &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Policies: drawPolicies(t, 1)}}

@@ -86,4 +86,9 @@ spec:
   expiresAt: 2030-01-01T00:00:00Z
   createdAt: 0001-01-01T00:00:00Z
   scopes: [a]
+---
+apiVersion: portcullis.dev/v1
+kind: Workspace
+metadata: {name: tenant}
+spec: {description: "a tenant's", hostnames: [tenant.example, "*.tenant.example"]}
 `

@@ -2,6 +2,7 @@ package config
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -93,10 +94,48 @@ func (r *report) global(c Checked, res *configv1.Resource) {
 	case KindPolicy:
 		r.cycle(c, res)
 	case KindRoute:
+		r.hostnames(c, res.GetRoute())
 		if complete {
 			r.closed(c, res.GetRoute())
 		}
 	}
+}
+
+// hostnames holds a route to the host names of its workspace, so that no tenant
+// takes the requests of another.
+func (r *report) hostnames(c Checked, t *configv1.Route) {
+	w, _ := c.Get(Key{Kind: KindWorkspace, Name: r.key.Workspace})
+	allowed := w.GetWorkspace().GetHostnames()
+	if len(allowed) == 0 {
+		return
+	}
+	if len(t.GetHostnames()) == 0 {
+		r.fail("spec", "has no hostnames and so takes the requests of every host: expected hostnames within those of Workspace %q, %s",
+			r.key.Workspace, someOf(allowed))
+	}
+	for i, host := range t.GetHostnames() {
+		if !slices.ContainsFunc(allowed, func(a string) bool { return covers(a, host) }) {
+			r.fail("spec.hostnames["+strconv.Itoa(i)+"]", "%q is not within the hostnames of Workspace %q: expected %s",
+				shorten(host), r.key.Workspace, someOf(allowed))
+		}
+	}
+}
+
+// covers reports whether every host that a pattern matches, the other does too.
+func covers(allowed, host string) bool {
+	if allowed == host {
+		return true
+	}
+	suffix, wildcard := strings.CutPrefix(allowed, "*")
+	return wildcard && strings.HasSuffix(host, suffix)
+}
+
+// someOf lists the first few.
+func someOf(words []string) string {
+	if len(words) > 8 {
+		return quoteList(words[:8]) + ", ..."
+	}
+	return quoteList(words)
 }
 
 // nearest suggests a name that exists; it looks at the first thousand.

@@ -46,6 +46,7 @@ func (r *report) local(res *configv1.Resource) {
 	case *configv1.Resource_Workspace:
 		r.text("spec.description", spec.Workspace.GetDescription(), 1024)
 		r.policies("spec.policies", spec.Workspace.GetPolicies())
+		r.words("spec.hostnames", spec.Workspace.GetHostnames(), maxWords, badHost)
 	case *configv1.Resource_Gateway:
 		r.gateway(spec.Gateway)
 	case *configv1.Resource_Route:

@@ -405,13 +405,19 @@ func (x *Metadata) GetLabels() map[string]string {
 
 // Workspace groups resources and bounds what an operator may see and change.
 // References resolve in the workspace of the document that holds them, then in
-// "default".
+// "default". Those of a Workspace, and all that they lead to, resolve in "default"
+// alone: what binds a workspace is not for the workspace to redefine.
 type Workspace struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
 	// Baseline policies: they hold for every route of the workspace, which can add
 	// to them but never remove one.
-	Policies      []*Policy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Policies []*Policy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	// The host names that the workspace's routes may take, exact or with one
+	// leading wildcard label ("*.shop.example", which covers every name below it,
+	// wildcards included). When there are any, every route of the workspace must
+	// name hostnames, all of them covered by these. None means no restriction.
+	Hostnames     []string `protobuf:"bytes,3,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -456,6 +462,13 @@ func (x *Workspace) GetDescription() string {
 func (x *Workspace) GetPolicies() []*Policy {
 	if x != nil {
 		return x.Policies
+	}
+	return nil
+}
+
+func (x *Workspace) GetHostnames() []string {
+	if x != nil {
+		return x.Hostnames
 	}
 	return nil
 }
@@ -2722,10 +2735,11 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x06labels\x18\x03 \x03(\v2*.portcullis.config.v1.Metadata.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"g\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x85\x01\n" +
 	"\tWorkspace\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x128\n" +
-	"\bpolicies\x18\x02 \x03(\v2\x1c.portcullis.config.v1.PolicyR\bpolicies\"\xa2\x02\n" +
+	"\bpolicies\x18\x02 \x03(\v2\x1c.portcullis.config.v1.PolicyR\bpolicies\x12\x1c\n" +
+	"\thostnames\x18\x03 \x03(\tR\thostnames\"\xa2\x02\n" +
 	"\aGateway\x12'\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tR\x0etrustedProxies\x128\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x1c.portcullis.config.v1.PolicyR\bpolicies\x12;\n" +
