@@ -64,10 +64,9 @@ func (k *apiKey) do(e *exchange.Exchange, key string, now time.Time, fresh *fres
 	if !ok {
 		return k.deny(KeyUnknown, "the API key does not exist")
 	}
-	// A key is good where its application's name resolves to its application: not
-	// in another workspace, and not where another application has the name.
-	app, workspace, ok := k.applications.resolve(c.Application)
-	if !ok || workspace != c.Workspace || app.GetDisabled() {
+	// A key is good for the routes of its application's workspace alone.
+	app, ok := k.applications.find(k.applications.workspace, c.Application)
+	if !ok || c.Workspace != k.applications.workspace || app.GetDisabled() {
 		return k.deny(KeyUnknown, "the API key does not exist")
 	}
 	if c.ExpiredAt(now.Unix()) {

@@ -68,7 +68,7 @@ spec: {scopes: [backup]}
 apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: up}
-spec: {endpoints: [{url: "http://127.0.0.1:9"}]}
+spec: {endpoints: [{url: "http://127.0.0.1:9"}], shared: true}
 `
 
 // world is what the compiled policies ask, and the route shop/route.

@@ -139,30 +139,22 @@ func (b *bearer) deny(reason Reason, detail string) *Denial {
 	return d
 }
 
-// consumers resolves applications as names resolve for a route.
+// consumers finds a route's applications: those of its workspace.
 type consumers struct {
 	find      func(workspace, name string) (*configv1.Application, bool)
 	workspace string
 }
 
-// resolve looks in the route's workspace and then in the default one.
-func (c *consumers) resolve(name string) (app *configv1.Application, workspace string, ok bool) {
-	if app, ok = c.find(c.workspace, name); ok {
-		return app, c.workspace, true
-	}
-	if c.workspace == config.DefaultWorkspace {
-		return nil, "", false
-	}
-	app, ok = c.find(config.DefaultWorkspace, name)
-	return app, config.DefaultWorkspace, ok
-}
-
-// disabled says whether the name is an application that is taken out. A client
-// need not be an application.
+// disabled says whether a token's client is an application that is taken out. A
+// client need not be an application. One of the default workspace counts too:
+// tenants share issuers, and so their clients, with it, and this only ever refuses.
 func (c *consumers) disabled(name string) bool {
 	if c.find == nil {
 		return false
 	}
-	app, _, ok := c.resolve(name)
+	app, ok := c.find(c.workspace, name)
+	if !ok {
+		app, ok = c.find(config.DefaultWorkspace, name)
+	}
 	return ok && app.GetDisabled()
 }

@@ -86,7 +86,7 @@ func start(t *testing.T, cfg cluster.Config) *harness {
 apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: up}
-spec: {endpoints: [{url: %q}]}
+spec: {endpoints: [{url: %q}], shared: true}
 `, h.up.URL))
 	t.Cleanup(func() {
 		// Only while the control plane is there to say what is newest.

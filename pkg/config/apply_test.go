@@ -37,7 +37,8 @@ func drawResource(t *rapid.T) *configv1.Resource {
 			Issuer: rapid.SampledFrom([]string{"x", "y"}).Draw(t, "iss"), BuiltIn: rapid.IntRange(0, 9).Draw(t, "good") > 0}}
 	case 5:
 		r.Spec = &configv1.Resource_Upstream{Upstream: &configv1.Upstream{Endpoints: []*configv1.Endpoint{{
-			Url: rapid.SampledFrom([]string{"http://a", "http://b"}).Draw(t, "url")}}}}
+			Url: rapid.SampledFrom([]string{"http://a", "http://b"}).Draw(t, "url")}},
+			Shared: workspace == DefaultWorkspace && rapid.IntRange(0, 3).Draw(t, "shared") > 0}}
 	case 6:
 		r.Spec = &configv1.Resource_KeySet{KeySet: &configv1.KeySet{Problem: rapid.SampledFrom([]string{"", "x"}).Draw(t, "problem")}}
 	default:
@@ -104,12 +105,12 @@ metadata: {name: w2}
 apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: a}
-spec: {endpoints: [{url: http://a}]}
+spec: {endpoints: [{url: http://a}], shared: true}
 ---
 apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: b}
-spec: {endpoints: [{url: http://b}]}
+spec: {endpoints: [{url: http://b}], shared: true}
 ---
 apiVersion: portcullis.dev/v1
 kind: Issuer

@@ -55,12 +55,19 @@ func (c Checked) Get(k Key) (*configv1.Resource, bool) {
 }
 
 // Resolve returns the resource that a document of the workspace means by a name:
-// the workspace's own, else that of the default workspace.
+// the workspace's own, else that of the default workspace. An Upstream of the
+// latter is found only when it is shared, since what it opens is a service and
+// perhaps a certificate; an Application never is, since its keys would be good for
+// the routes of every tenant.
 func (c Checked) Resolve(kind, workspace, name string) (*configv1.Resource, bool) {
-	if r, ok := c.Get(Key{kind, workspace, name}); ok || workspace == DefaultWorkspace {
+	if r, ok := c.Get(Key{kind, workspace, name}); ok || workspace == DefaultWorkspace || kind == KindApplication {
 		return r, ok
 	}
-	return c.Get(Key{kind, DefaultWorkspace, name})
+	r, ok := c.Get(Key{kind, DefaultWorkspace, name})
+	if ok && kind == KindUpstream && !r.GetUpstream().GetShared() {
+		return nil, false
+	}
+	return r, ok
 }
 
 // All yields every resource in the order of the keys.

@@ -192,3 +192,53 @@ func TestBaselineIsNotShadowed(t *testing.T) {
 		t.Errorf("%+v, %v", affected, err)
 	}
 }
+
+// TestResolve: a name falls back to default for what tenants are to share, and not
+// for what would open a service or let a key in.
+func TestResolve(t *testing.T) {
+	const header = "apiVersion: portcullis.dev/v1\n"
+	c, err := Check(decode(t, header+strings.Join([]string{
+		"kind: Workspace\nmetadata: {name: shop}",
+		"kind: Upstream\nmetadata: {name: billing}\nspec: {endpoints: [{url: http://a}]}",
+		"kind: Upstream\nmetadata: {name: open}\nspec: {endpoints: [{url: http://a}], shared: true}",
+		"kind: Application\nmetadata: {name: erp}",
+		"kind: Application\nmetadata: {workspace: shop, name: own}",
+		"kind: Issuer\nmetadata: {name: local}\nspec: {issuer: https://local.example, builtIn: true}",
+		"kind: Policy\nmetadata: {name: keys}\nspec: {apiKey: {}}",
+	}, "\n---\n"+header)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []struct {
+		kind, workspace, name string
+		found                 bool
+	}{
+		{KindUpstream, "default", "billing", true}, {KindUpstream, "shop", "billing", false},
+		{KindUpstream, "default", "open", true}, {KindUpstream, "shop", "open", true},
+		{KindApplication, "default", "erp", true}, {KindApplication, "shop", "erp", false}, {KindApplication, "shop", "own", true},
+		{KindApplication, "default", "own", false}, {KindIssuer, "shop", "local", true}, {KindPolicy, "shop", "keys", true},
+	} {
+		if _, found := c.Resolve(want.kind, want.workspace, want.name); found != want.found {
+			t.Errorf("%+v: %v", want, found)
+		}
+	}
+	route := func(upstream string) Delta {
+		return Delta{Upserts: decode(t, header+"kind: Route\nmetadata: {workspace: shop, name: r}\nspec: {public: true, backends: [{upstream: "+upstream+"}]}")}
+	}
+	if _, _, err := c.Apply(route("billing")); err == nil || !strings.Contains(err.Error(), `Upstream "billing" of workspace "default" is not shared`) {
+		t.Error(err)
+	}
+	c, _, err = c.Apply(route("open"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Who stops sharing is told whom that breaks.
+	unshared := decode(t, header+"kind: Upstream\nmetadata: {name: open}\nspec: {endpoints: [{url: http://a}]}")
+	if _, _, err := c.Apply(Delta{Upserts: unshared}); err == nil || !strings.Contains(err.Error(), "Route shop/r: spec.backends[0].upstream") {
+		t.Error(err)
+	}
+	tenants := decode(t, header+"kind: Upstream\nmetadata: {workspace: shop, name: own}\nspec: {endpoints: [{url: http://a}], shared: true}")
+	if _, _, err := c.Apply(Delta{Upserts: tenants}); err == nil || !strings.Contains(err.Error(), "spec.shared: has no effect") {
+		t.Error(err)
+	}
+}

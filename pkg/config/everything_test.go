@@ -45,6 +45,7 @@ spec:
     certificate: "multi\nline without end"
     privateKey: secret
   timeouts: {connect: 250ms, idle: 1m30s}
+  shared: true
 ---
 apiVersion: portcullis.dev/v1
 kind: Issuer

@@ -82,6 +82,11 @@ func (r *report) global(c Checked, res *configv1.Resource) {
 			complete = false // said already
 		} else if _, ok := c.Resolve(f.kind, scope(r.key), f.name); !ok {
 			complete = false
+			if _, ok := c.Get(Key{f.kind, DefaultWorkspace, f.name}); ok {
+				r.fail(f.path, "%s %q of workspace %q is not shared: expected shared: true there, or one in workspace %q",
+					f.kind, f.name, DefaultWorkspace, scope(r.key))
+				return
+			}
 			where := fmt.Sprintf("workspace %q", scope(r.key))
 			if scope(r.key) != DefaultWorkspace {
 				where += fmt.Sprintf(" or %q", DefaultWorkspace)

@@ -41,6 +41,9 @@ func (r *report) upstream(u *configv1.Upstream) {
 		}
 		r.upstreamTLS(t)
 	}
+	if u.GetShared() && r.key.Workspace != DefaultWorkspace {
+		r.fail("spec.shared", "has no effect in workspace %q: only those of %q are shared", r.key.Workspace, DefaultWorkspace)
+	}
 	r.duration("spec.timeouts.connect", u.GetTimeouts().GetConnect(), time.Millisecond, time.Minute)
 	r.duration("spec.timeouts.idle", u.GetTimeouts().GetIdle(), time.Second, time.Hour)
 }

@@ -405,8 +405,9 @@ func (x *Metadata) GetLabels() map[string]string {
 
 // Workspace groups resources and bounds what an operator may see and change.
 // References resolve in the workspace of the document that holds them, then in
-// "default". Those of a Workspace, and all that they lead to, resolve in "default"
-// alone: what binds a workspace is not for the workspace to redefine.
+// "default", where an Upstream is found only when it is shared. Those of a
+// Workspace, and all that they lead to, resolve in "default" alone: what binds a
+// workspace is not for the workspace to redefine.
 type Workspace struct {
 	state       protoimpl.MessageState `protogen:"open.v1"`
 	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
@@ -1235,10 +1236,14 @@ func (x *Revocation) GetOnStale() OnStale {
 
 // Upstream is a set of endpoints that answer for one service.
 type Upstream struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Endpoints     []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Tls           *UpstreamTLS           `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
-	Timeouts      *UpstreamTimeouts      `protobuf:"bytes,3,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Endpoints []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	Tls       *UpstreamTLS           `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	Timeouts  *UpstreamTimeouts      `protobuf:"bytes,3,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	// In the workspace "default": routes of every workspace may use the upstream,
+	// with the certificate that its nodes show to it. Elsewhere it has no effect and
+	// is refused.
+	Shared        bool `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1292,6 +1297,13 @@ func (x *Upstream) GetTimeouts() *UpstreamTimeouts {
 		return x.Timeouts
 	}
 	return nil
+}
+
+func (x *Upstream) GetShared() bool {
+	if x != nil {
+		return x.Shared
+	}
+	return false
 }
 
 type Endpoint struct {
@@ -1685,7 +1697,8 @@ func (x *JWT) GetAudiences() []string {
 	return nil
 }
 
-// APIKey authenticates with an API key.
+// APIKey authenticates with an API key of an Application of the route's workspace,
+// wherever the policy is declared.
 type APIKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Header that carries the key; default X-API-Key. With "Authorization" the
@@ -2792,11 +2805,12 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"Revocation\x12>\n" +
 	"\rmax_staleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\fmaxStaleness\x128\n" +
-	"\bon_stale\x18\x02 \x01(\x0e2\x1d.portcullis.config.v1.OnStaleR\aonStale\"\xc1\x01\n" +
+	"\bon_stale\x18\x02 \x01(\x0e2\x1d.portcullis.config.v1.OnStaleR\aonStale\"\xd9\x01\n" +
 	"\bUpstream\x12<\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1e.portcullis.config.v1.EndpointR\tendpoints\x123\n" +
 	"\x03tls\x18\x02 \x01(\v2!.portcullis.config.v1.UpstreamTLSR\x03tls\x12B\n" +
-	"\btimeouts\x18\x03 \x01(\v2&.portcullis.config.v1.UpstreamTimeoutsR\btimeouts\"\xc3\x01\n" +
+	"\btimeouts\x18\x03 \x01(\v2&.portcullis.config.v1.UpstreamTimeoutsR\btimeouts\x12\x16\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\"\xc3\x01\n" +
 	"\bEndpoint\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1b\n" +
 	"\x06weight\x18\x02 \x01(\rH\x00R\x06weight\x88\x01\x01\x12B\n" +
