@@ -131,8 +131,11 @@ type Exchange struct {
 	Route  RouteInfo
 	Params []Param
 
-	// Set by the policies.
+	// Set by the policies. Identity is what the upstream is told: that of the
+	// innermost level that authenticates. Outer holds those of the levels around it,
+	// outermost first.
 	Identity Identity
+	Outer    []Identity
 	// Response header fields that the answer will carry, whoever writes it; a
 	// refusal carries them too.
 	ResponseHeader Header
@@ -197,10 +200,12 @@ type Why struct {
 func (e *Exchange) Reset() {
 	clear(e.After)
 	clear(e.Done)
+	clear(e.Outer)
 	*e = Exchange{
 		Request:        Request{Header: e.Request.Header.reset()},
 		ResponseHeader: e.ResponseHeader.reset(),
 		Params:         e.Params[:0],
+		Outer:          e.Outer[:0],
 		After:          e.After[:0],
 		Done:           e.Done[:0],
 	}

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/revocation"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -25,7 +26,8 @@ const (
 
 // authenticate is the one step for all of a route's authenticators. Those of one
 // level are alternatives, chosen by the credential that is present; each level
-// that has any must be satisfied. The identity is that of the innermost level.
+// that has any must be satisfied, and proves an identity of its own (see judgedBy).
+// The upstream is told that of the innermost level.
 type authenticate struct {
 	levels []*level
 	now    func() time.Time
@@ -40,7 +42,7 @@ func (c *compiler) authenticate() (*authenticate, error) {
 	a := &authenticate{now: c.deps.Now}
 	for i := range c.levels {
 		l := &c.levels[i]
-		if l.bearer == nil && len(l.keys) == 0 {
+		if !l.authenticates() {
 			continue
 		}
 		l.finish()
@@ -60,12 +62,41 @@ func (c *compiler) authenticate() (*authenticate, error) {
 	return a, err
 }
 
+// judgedBy says whose identity the rules and limits of a level are about, as an
+// index into Exchange.Outer; innermost stands for Exchange.Identity. It is that of
+// the nearest level, outward from the rule's own, that authenticates: what an inner
+// level lets in says nothing to an outer one, whose author does not trust it. When
+// none of these authenticates it is that of the outermost level that does.
+func (c *compiler) judgedBy(level config.Level) int {
+	at, last := innermost, -1
+	for i := range c.levels {
+		if !c.levels[i].authenticates() {
+			continue
+		}
+		last++
+		if config.Level(i) <= level || at == innermost {
+			at = last
+		}
+	}
+	if at == last {
+		return innermost
+	}
+	return at
+}
+
+const innermost = -1
+
 // Do implements Policy.
 func (a *authenticate) Do(e *exchange.Exchange) *Denial {
 	now := a.now()
-	for _, l := range a.levels {
+	e.Outer = e.Outer[:0]
+	for i, l := range a.levels {
+		if i > 0 {
+			e.Outer = append(e.Outer, e.Identity)
+		}
 		if d := l.do(e, now, a.fresh); d != nil {
 			e.Identity = exchange.Identity{}
+			e.Outer = e.Outer[:0]
 			return d
 		}
 	}
@@ -88,6 +119,8 @@ type level struct {
 	unknownScheme *Denial
 	duplicate     *Denial
 }
+
+func (l *level) authenticates() bool { return l.bearer != nil || len(l.keys) > 0 }
 
 func (l *level) finish() {
 	var challenges []string

@@ -268,3 +268,69 @@ spec:
 		t.Errorf("revoked between hits: %q", got)
 	}
 }
+
+// TestRulesJudgeTheirOwnLevel: what an inner level lets in does not satisfy the
+// rules of an outer one, nor does it say whose requests an outer limit counts.
+func TestRulesJudgeTheirOwnLevel(t *testing.T) {
+	const (
+		jwt  = `{jwt: {issuers: [local], audiences: ["https://api.example"]}}`
+		key  = `{apiKey: {}}`
+		rule = `{authorize: {rules: [{name: needs, scopes: ["orders:write"]}, {name: says, require: "auth.method == '%s'"}]}}`
+	)
+	is := func(method string) string { return fmt.Sprintf(rule, method) }
+	for name, c := range map[string]struct {
+		gateway, workspace, route string
+		token                     string // scopes; the key has orders:write
+		want                      Reason
+	}{
+		"the tenant's key has what the platform's token lacks": {gateway: jwt + "," + is("jwt"), route: key, token: "orders:read", want: ScopeMissing},
+		"the token has it":                             {gateway: jwt + "," + is("jwt"), route: key, token: "orders:write"},
+		"the workspace's level":                        {workspace: jwt + "," + is("jwt"), route: key, token: "orders:read", want: ScopeMissing},
+		"inherited from outside":                       {gateway: jwt, workspace: is("jwt"), route: key, token: "orders:write"},
+		"inherited from outside, and not enough":       {gateway: jwt, workspace: is("jwt"), route: key, token: "orders:read", want: ScopeMissing},
+		"the route's rules are about the route's":      {gateway: jwt, route: key + "," + is("api_key"), token: "orders:read"},
+		"nothing outside: the route's":                 {gateway: is("api_key"), route: key},
+		"nothing outside: the outermost that there is": {gateway: is("jwt"), workspace: jwt, route: key, token: "orders:read", want: ScopeMissing},
+		"the route has none of its own":                {gateway: jwt, route: is("jwt"), token: "orders:write"},
+	} {
+		w := newWorld(t, levelsConfig(c.gateway, c.workspace, c.route))
+		fields := []string{"X-API-Key", w.key("all", "shop/erp", "", 0)}
+		if c.token != "" {
+			fields = append(fields, "Authorization", "Bearer "+mint(map[string]any{"scope": c.token}))
+		}
+		e := w.request("GET", "/", fields...)
+		if got := w.run(e); got != c.want {
+			t.Errorf("%s: %q by %v, want %q", name, got, e.Why, c.want)
+		}
+		if inner := strings.Contains(c.route, key); inner && e.Identity.Method != "api_key" {
+			t.Errorf("%s: the upstream is told %q", name, e.Identity.Method)
+		}
+	}
+	// One token is one caller to the gateway's limit, whatever key comes with it.
+	const limit = `{rateLimit: {%slimits: [{requests: 2, window: 1h}]}}`
+	for _, by := range []string{"", "key: auth.client, ", `key: "auth.method + auth.client", `} {
+		w := newWorld(t, levelsConfig(jwt+","+fmt.Sprintf(limit, by), "", key))
+		for i, want := range []Reason{"", "", LimitExceeded} {
+			app := []string{"shop/erp", "shop/clerk"}[i%2]
+			e := w.request("GET", "/", "Authorization", "Bearer "+mint(nil), "X-API-Key", w.key(app, app, "", 0))
+			if got := w.run(e); got != want {
+				t.Errorf("key %q, request %d: %q, want %q", by, i, got, want)
+			}
+		}
+	}
+}
+
+func TestLevelsAllocateNothing(t *testing.T) {
+	const jwt = `{jwt: {issuers: [local], audiences: ["https://api.example"]}}`
+	w := newWorld(t, levelsConfig(jwt+`, {authorize: {rules: [{scopes: ["orders:read"]}]}}, {rateLimit: {limits: [{requests: 1000000, window: 1s}]}}`, "", jwt))
+	e := w.request("GET", "/", "Authorization", "Bearer "+mint(nil))
+	run := func() {
+		if d := w.pipeline.Run(e); d != nil {
+			t.Fatal(d.Reason)
+		}
+	}
+	run()
+	if n := testing.AllocsPerRun(200, run); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

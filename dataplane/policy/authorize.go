@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/config/expr"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -24,8 +25,28 @@ func (c *compiler) addAuthorize(d declared, a *configv1.Authorize) error {
 	if len(rules) == 0 {
 		return fmt.Errorf("authorize.rules: none")
 	}
-	c.steps = append(c.steps, Step{Authorize, d.Origin, rules})
+	c.authorize = append(c.authorize, authorize{level: d.Level, origin: d.Origin, rules: rules})
 	return nil
+}
+
+// authorize is the rules of one policy and whom they are about.
+type authorize struct {
+	level  config.Level
+	origin string
+	as     int // see compiler.judgedBy
+	rules  rules
+}
+
+// Do implements Policy.
+func (a *authorize) Do(e *exchange.Exchange) *Denial {
+	if a.as == innermost {
+		return a.rules.do(e)
+	}
+	told := e.Identity
+	e.Identity = e.Outer[a.as]
+	d := a.rules.do(e)
+	e.Identity = told
+	return d
 }
 
 // rules must all hold, as far as they apply.
@@ -85,8 +106,7 @@ func (c *compiler) condition(src string) (*expr.Program, error) {
 
 func errNeeds(what string) error { return fmt.Errorf("compiled without Deps.%s", what) }
 
-// Do implements Policy.
-func (r rules) Do(e *exchange.Exchange) *Denial {
+func (r rules) do(e *exchange.Exchange) *Denial {
 	for _, rule := range r {
 		if d := rule.do(e); d != nil {
 			return d

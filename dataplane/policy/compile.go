@@ -50,19 +50,20 @@ func CompileRoute(route config.Key, spec *configv1.Route, effective []config.Eff
 	return c.pipeline()
 }
 
-// compiler gathers the parts of one route. Authenticators and limits are
-// gathered and not steps of their own: which of the former counts depends on the
-// others, and of the latter all are spent from or none.
+// compiler gathers the parts of one route. Authenticators, rules and limits are
+// gathered: which of the first counts depends on the others, whom the second are
+// about on the first, and of the last all are spent from or none.
 type compiler struct {
 	route config.Key
 	spec  *configv1.Route
 	deps  Deps
 
-	steps   []Step
-	levels  [levels]level
-	limits  rateLimits
-	request []Step
-	after   []func(*exchange.Exchange, *exchange.Response)
+	steps     []Step
+	levels    [levels]level
+	authorize []authorize
+	limits    rateLimits
+	request   []Step
+	after     []func(*exchange.Exchange, *exchange.Response)
 }
 
 // add is the one switch over policy kinds of this package.
@@ -96,7 +97,15 @@ func (c *compiler) pipeline() (*Pipeline, error) {
 	case !c.spec.GetPublic():
 		return nil, errors.New("no policy authenticates, and the route is not public")
 	}
+	for i := range c.authorize {
+		a := &c.authorize[i]
+		a.as = c.judgedBy(a.level)
+		c.steps = append(c.steps, Step{Authorize, a.origin, a})
+	}
 	if len(c.limits.rules) > 0 {
+		for i := range c.limits.rules {
+			c.limits.rules[i].as = c.judgedBy(c.limits.rules[i].level)
+		}
 		c.limits.finish()
 		c.steps = append(c.steps, Step{Limit, c.limits.rules[0].origin, &c.limits})
 	}

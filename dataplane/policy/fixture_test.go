@@ -57,6 +57,11 @@ spec: {scopes: ["orders:read", "orders:write"], roles: [machine], groups: [inter
 ---
 apiVersion: portcullis.dev/v1
 kind: Application
+metadata: {workspace: shop, name: clerk}
+spec: {scopes: [stock]}
+---
+apiVersion: portcullis.dev/v1
+kind: Application
 metadata: {name: erp}
 spec: {scopes: [everything]}
 ---

@@ -12,6 +12,7 @@ import (
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/limit"
+	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/config/expr"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -29,7 +30,7 @@ func (c *compiler) addRateLimit(d declared, l *configv1.RateLimit) error {
 			return nil // a shared one, listed twice: one request counts once
 		}
 	}
-	r := limitRule{origin: d.Origin, scope: d.scope}
+	r := limitRule{origin: d.Origin, scope: d.scope, level: d.Level}
 	if src := l.GetKey(); src != "" {
 		if c.deps.Expr == nil {
 			return errNeeds("Expr")
@@ -69,6 +70,8 @@ type rateLimits struct {
 // limitRule is one policy: a key and its limits.
 type limitRule struct {
 	origin, scope string
+	level         config.Level
+	as            int // see compiler.judgedBy
 	key           *expr.Program
 	// variable is the name that key consists of, which needs no evaluation.
 	variable string
@@ -121,7 +124,7 @@ func (r *rateLimits) Do(e *exchange.Exchange) *Denial {
 	items := stack[:0]
 	for i := range r.rules {
 		rule := &r.rules[i]
-		kind, of, value, err := rule.keyOf(e)
+		kind, of, value, err := rule.keyAs(e)
 		if err != nil {
 			d := *rule.failed
 			d.Note = "key: " + expressionNote(err)
@@ -161,6 +164,18 @@ func (r *rateLimits) tell(e *exchange.Exchange, l *oneLimit, d limit.Decision) *
 		Reason: LimitExceeded, Policy: l.origin, Rule: l.name, RetryAfter: d.RetryAfter,
 		Detail: fmt.Sprintf("the limit %q is used up", l.name),
 	}
+}
+
+// keyAs returns the key of the identity that the rule is about.
+func (r *limitRule) keyAs(e *exchange.Exchange) (kind, of, value string, err error) {
+	if r.as == innermost {
+		return r.keyOf(e)
+	}
+	told := e.Identity
+	e.Identity = e.Outer[r.as]
+	kind, of, value, err = r.keyOf(e)
+	e.Identity = told
+	return kind, of, value, err
 }
 
 // keyOf returns what a request is counted by. The default is the client when the

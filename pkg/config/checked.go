@@ -117,14 +117,13 @@ type EffectivePolicy struct {
 	// policies[1]", "policies[0]" for the route's own, followed by the shared Policy
 	// in brackets when it is one: "policies[2] (Policy shop/office-hours)".
 	Origin string
-	// Workspace is where the names in Policy are looked up first: the default one
-	// for a baseline and for all that it leads to.
 	// Level is whose policy it is.
 	Level Level
+	// Workspace is where the names in Policy are looked up first: the default one
+	// for a baseline and for all that it leads to.
 	Workspace string
 }
 
-// Policies returns what holds for a route: the Gateway's baseline, its
 // Level is where a policy is declared, from the outside in. What an outer one
 // declares holds whatever an inner one adds.
 type Level uint8
@@ -136,6 +135,7 @@ const (
 	LevelRoute
 )
 
+// Policies returns what holds for a route: the Gateway's baseline, its
 // Workspace's, then its own, each in the order listed. None for a route that does
 // not exist.
 func (c Checked) Policies(route Key) []EffectivePolicy {

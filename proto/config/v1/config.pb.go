@@ -1747,6 +1747,14 @@ func (x *APIKey) GetHeader() string {
 
 // Authorize decides what an authenticated caller may do. Every rule that applies
 // must hold.
+//
+// Rules, and the keys of rate limits, are about the identity that was proved at
+// their own level (Gateway, Workspace or Route) or, when that has no
+// authenticating policy, at the nearest one outside of it: a credential that a
+// route accepts does not satisfy its baseline's rules. Where nothing outside
+// authenticates either, they are about that of the outermost level that does,
+// which a route with a policy of its own may well be: a baseline that is not to
+// trust it authenticates for itself.
 type Authorize struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Rules         []*AuthorizeRule       `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
