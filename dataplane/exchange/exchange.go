@@ -90,7 +90,10 @@ type Identity struct {
 	Method  string
 	Subject string
 	Client  string
-	Issuer  string
+	// Issuer is the token's iss; IssuerName is "workspace/name" of the Issuer
+	// resource that vouched for it: resources of two tenants may have the same iss.
+	Issuer     string
+	IssuerName string
 	// Token and session identifiers, empty when the credential has none.
 	TokenID string
 	Session string

@@ -94,7 +94,7 @@ func (b *bearer) do(e *exchange.Exchange, compact string, now time.Time, fresh *
 		return b.deny(TokenRevoked, "the token's client is disabled")
 	}
 	e.Identity = exchange.Identity{
-		Method: methodJWT, Subject: t.Subject, Client: t.Client, Issuer: t.Issuer, TokenID: t.ID, Session: t.Session,
+		Method: methodJWT, Subject: t.Subject, Client: t.Client, Issuer: t.Issuer, IssuerName: issuer.Name(), TokenID: t.ID, Session: t.Session,
 		Scopes: t.Scopes, Roles: t.Roles, Groups: t.Groups, Claims: t.Claims,
 		IssuedAt: time.Unix(t.IssuedAt, 0), ExpiresAt: time.Unix(t.Expires, 0),
 	}

@@ -195,15 +195,17 @@ func (r *limitRule) keyOf(e *exchange.Exchange) (kind, of, value string, err err
 	return "key", "", value, err
 }
 
+// callerOf names the caller within what vouches for it: two tenants may have an
+// application, or an Issuer's iss, of the same name.
 func callerOf(e *exchange.Exchange) (kind, of, value string) {
 	id := &e.Identity
 	switch {
 	case id.Method == methodAPIKey:
 		return methodAPIKey, e.Route.Workspace, id.Client
 	case id.Client != "":
-		return methodJWT, id.Issuer, id.Client
+		return methodJWT, id.IssuerName, id.Client
 	case id.Method != "":
-		return "subject", id.Issuer, id.Subject
+		return "subject", id.IssuerName, id.Subject
 	}
 	// One IPv6 caller has a /64 at least, and would have as many buckets.
 	peer := e.Request.Peer.Unmap()

@@ -38,10 +38,12 @@ func TestLimitsAreCountedByCaller(t *testing.T) {
 		id   exchange.Identity
 		want Reason
 	}{
-		{exchange.Identity{Method: "jwt", Issuer: "a", Client: "x", Subject: "s"}, ""},
-		{exchange.Identity{Method: "jwt", Issuer: "a", Client: "x", Subject: "t"}, LimitExceeded},
-		{exchange.Identity{Method: "jwt", Issuer: "b", Client: "x"}, ""},
-		{exchange.Identity{Method: "jwt", Issuer: "a", Subject: "x"}, ""},
+		{exchange.Identity{Method: "jwt", IssuerName: "shop/a", Issuer: "a", Client: "x", Subject: "s"}, ""},
+		{exchange.Identity{Method: "jwt", IssuerName: "shop/a", Issuer: "a", Client: "x", Subject: "t"}, LimitExceeded},
+		{exchange.Identity{Method: "jwt", IssuerName: "shop/b", Issuer: "b", Client: "x"}, ""},
+		{exchange.Identity{Method: "jwt", IssuerName: "shop/a", Issuer: "a", Subject: "x"}, ""},
+		{exchange.Identity{Method: "jwt", IssuerName: "pay/a", Issuer: "a", Client: "x"}, ""},
+		{exchange.Identity{Method: "jwt", IssuerName: "pay/a", Issuer: "a", Subject: "x"}, ""},
 		{exchange.Identity{Method: "api_key", Client: "x"}, ""},
 		{exchange.Identity{Method: "api_key", Client: "x"}, LimitExceeded},
 	} {
@@ -104,6 +106,52 @@ func TestTextsRound(t *testing.T) {
 			if got := x.of("n", c.remaining, c.reset); got != c.want {
 				t.Errorf("%d %d: %s, want %s", c.remaining, c.reset, got, c.want)
 			}
+		}
+	}
+}
+
+// TestIssuersOfTheSameName: two tenants' Issuers may have the same iss, and their
+// tokens the same client; a limit that holds for both counts them apart.
+func TestIssuersOfTheSameName(t *testing.T) {
+	w := newWorld(t, `
+apiVersion: portcullis.dev/v1
+kind: Issuer
+metadata: {workspace: shop, name: twin}
+spec: {issuer: "https://local.example", hmacSecret: MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=}
+---
+apiVersion: portcullis.dev/v1
+kind: Policy
+metadata: {name: shared}
+spec: {rateLimit: {limits: [{requests: 1, window: 1h}]}}
+---
+apiVersion: portcullis.dev/v1
+kind: Route
+metadata: {workspace: shop, name: route}
+spec:
+  matches: [{path: {prefix: /a}}]
+  policies: [{jwt: {issuers: [local], audiences: ["https://api.example"]}}, {ref: shared}]
+  backends: [{upstream: up}]
+---
+apiVersion: portcullis.dev/v1
+kind: Route
+metadata: {workspace: shop, name: second}
+spec:
+  matches: [{path: {prefix: /b}}]
+  policies: [{jwt: {issuers: [twin], audiences: ["https://api.example"]}}, {ref: shared}]
+  backends: [{upstream: up}]
+`)
+	for i, c := range []struct {
+		route, issuer string
+		want          Reason
+	}{{"route", "default/local", ""}, {"second", "shop/twin", ""}, {"route", "", LimitExceeded}, {"second", "", LimitExceeded}} {
+		w.route.Name = c.route
+		w.compile()
+		e := w.request("GET", "/", "Authorization", "Bearer "+mint(nil))
+		if got := w.run(e); got != c.want {
+			t.Errorf("%d: %q, want %q", i, got, c.want)
+		}
+		if c.issuer != "" && (e.Identity.IssuerName != c.issuer || e.Identity.Issuer != "https://local.example") {
+			t.Errorf("%d: vouched for by %q, %q", i, e.Identity.IssuerName, e.Identity.Issuer)
 		}
 	}
 }
