@@ -45,7 +45,7 @@ var rooms = []struct {
 }
 
 // socketless packages decide without I/O.
-var socketless = []string{"pkg/config", "dataplane/route", "dataplane/token", "dataplane/policy", "dataplane/exchange"}
+var socketless = []string{"pkg/config", "pkg/httppath", "dataplane/route", "dataplane/token", "dataplane/policy", "dataplane/exchange"}
 
 // topLevel is the whole of the tree's top, besides dot-files.
 var topLevel = []string{"LICENSE", "Makefile", "README.md", "controlplane", "dataplane", "deploy", "go.mod", "go.sum", "loadtest", "pkg", "proto"}

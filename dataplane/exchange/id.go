@@ -3,6 +3,8 @@ package exchange
 import (
 	"crypto/rand"
 	"encoding/hex"
+
+	"portcullis.dev/portcullis/pkg/httppath"
 )
 
 // NewID returns a fresh request id: 128 random bits in 32 hexadecimal digits.
@@ -21,7 +23,7 @@ func ValidID(id string) bool {
 		return false
 	}
 	for i := 0; i < len(id); i++ {
-		if c := id[i]; !unreserved(c) || c == '~' {
+		if c := id[i]; !httppath.Unreserved(c) || c == '~' {
 			return false
 		}
 	}

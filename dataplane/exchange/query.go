@@ -3,6 +3,8 @@ package exchange
 import (
 	"iter"
 	"strings"
+
+	"portcullis.dev/portcullis/pkg/httppath"
 )
 
 // Query yields the parameters of a raw query in order, names and values decoded
@@ -18,7 +20,7 @@ func Query(raw string) iter.Seq2[string, string] {
 				continue
 			}
 			name, value, _ := strings.Cut(parameter, "=")
-			if !yield(unescape(name, true), unescape(value, true)) {
+			if !yield(httppath.UnescapeForm(name), httppath.UnescapeForm(value)) {
 				return
 			}
 		}

@@ -18,6 +18,8 @@ func FuzzCheckedApplies(f *testing.F) {
 		guarded + keySet("default", "remote", 0, 1),
 		doc("Workspace", "", "shop", "{policies: [{ref: p}]}") + doc("Policy", "default", "p", "{headers: {response: {set: {X-A: b}}}}") + upstreamAt("up", "http://127.0.0.1:1") +
 			doc("Route", "shop", "a", "{public: true, hostnames: ['*.x.example', y.example], matches: [{path: {template: '/u/{id}/v'}}, {path: {exact: '/a%20b'}}], backends: [{upstream: up, weight: 3}]}"),
+		upstreamAt("up", "http://127.0.0.1:1") + doc("Route", "default", "a", "{public: true, matches: [{path: {exact: '/a%3Bb'}}, {path: {prefix: '/50%25'}}, {path: {exact: '/a:b@c'}}, "+
+			"{path: {template: '/{a}/%C3%A9/{b}'}, headers: [{name: X-A, regex: 'a|b'}]}], backends: [{upstream: up}]}"),
 	} {
 		f.Add([]byte(text))
 	}

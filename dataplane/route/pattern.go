@@ -7,7 +7,7 @@ import (
 	"slices"
 	"strings"
 
-	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/httppath"
 )
 
 // Kind says how a pattern's Path is compared. A lower kind wins.
@@ -25,7 +25,7 @@ const (
 )
 
 // MaxParams is how many segments one template may capture.
-const MaxParams = 16
+const MaxParams = httppath.MaxParams
 
 // ErrPattern is wrapped by the error about a pattern that can never match.
 var ErrPattern = errors.New("invalid pattern")
@@ -48,7 +48,7 @@ type Pattern struct {
 	// matches one or more labels in the place of the star.
 	Host string
 	Kind Kind
-	// Path is canonical (exchange.CanonicalPath); "" is the Prefix "/".
+	// Path is canonical (httppath.CanonicalPath); "" is the Prefix "/".
 	Path string
 	// Methods are compared byte for byte; none means every method.
 	Methods []string
@@ -93,7 +93,7 @@ func (en *entry[T]) compare(o *entry[T]) int {
 func (p *Pattern) check() (segments []segment, params []string, err error) {
 	host := strings.TrimPrefix(p.Host, "*.")
 	if p.Host != "" {
-		canonical, port, err := exchange.ParseHost(host)
+		canonical, port, err := httppath.ParseHost(host)
 		if err != nil || port != "" || canonical != host {
 			return nil, nil, fmt.Errorf("%w: host %q", ErrPattern, p.Host)
 		}
@@ -139,7 +139,7 @@ func checkSegments(path string, segments []segment, params []string) error {
 		}
 		literal.WriteString(s.text)
 	}
-	canonical, err := exchange.CanonicalPath(literal.String())
+	canonical, err := httppath.CanonicalPath(literal.String())
 	if err != nil {
 		return fmt.Errorf("%w: path %q: %w", ErrPattern, path, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"portcullis.dev/portcullis/pkg/httppath"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
@@ -60,6 +61,10 @@ func (r *report) match(path string, m *configv1.Match) {
 			r.fail(at+".name", "%s", why)
 		} else if strings.EqualFold(h.GetName(), "host") {
 			r.fail(at+".name", "is %q: expected hostnames to be used for it", h.GetName())
+		} else if !httppath.SafeName(h.GetName()) {
+			r.fail(at+".name", "is %q, which is dropped from requests: expected letters, digits and '-' only", h.GetName())
+		} else if oneOfHeaders(h.GetName(), hopByHop()) {
+			r.fail(at+".name", "is %q, which belongs to a connection and is dropped from requests", h.GetName())
 		}
 		r.valueMatch(at, h, badHeaderValue)
 	}
@@ -129,6 +134,8 @@ func (r *report) template(path, template string) {
 	}
 	if why := badPath(strings.Join(plain, "/")); why != "" {
 		r.fail(path, "%s", why)
+	} else if len(names) > httppath.MaxParams {
+		r.fail(path, "captures %d segments: expected at most %d", len(names), httppath.MaxParams)
 	} else if len(names) == 0 {
 		r.fail(path, "is %q: expected at least one {name}; without one use exact", shorten(template))
 	}
@@ -157,12 +164,7 @@ func badPath(s string) string {
 		switch c := s[i]; {
 		case c == '?' || c == '#':
 			return fmt.Sprintf("is %q: expected a path without query and fragment", shorten(s))
-		case c == '%':
-			if !isEscape(s[i:]) {
-				return fmt.Sprintf("is %q: expected %%XX with upper-case digits, and only where the character must be escaped", shorten(s))
-			}
-			i += 2
-		case c != '/' && !isAlnum(c) && strings.IndexByte("-._~!$&'()*+,;=:@", c) < 0:
+		case c != '/' && c != '%' && !isAlnum(c) && strings.IndexByte("-._~!$&'()*+,=:@", c) < 0:
 			r, _ := utf8.DecodeRuneInString(s[i:])
 			return fmt.Sprintf("is %q: expected %q to be escaped or left out", shorten(s), r)
 		}
@@ -175,18 +177,14 @@ func badPath(s string) string {
 			return fmt.Sprintf("is %q: expected no empty segment", shorten(s))
 		}
 	}
-	return ""
-}
-
-// isEscape reports whether s starts with a percent-encoding that a canonical path
-// keeps: not of an unreserved character (RFC 3986, 6.2.2.2), and none that
-// front ends refuse (NUL, '/', '\').
-func isEscape(s string) bool {
-	if len(s) < 3 || strings.ToUpper(s[1:3]) != s[1:3] {
-		return false
+	// The rest is said by what brings requests to their one spelling.
+	switch canonical, err := httppath.CanonicalPath(s); {
+	case err != nil:
+		return fmt.Sprintf("is %q, which no request has: %s", shorten(s), strings.TrimPrefix(err.Error(), httppath.ErrMalformed.Error()+": "))
+	case canonical != s:
+		return fmt.Sprintf("is %q: expected %q, as requests have it", shorten(s), shorten(canonical))
 	}
-	c, err := strconv.ParseUint(s[1:3], 16, 8)
-	return err == nil && c != 0 && c != '/' && c != '\\' && !isAlnum(byte(c)) && strings.IndexByte("-._~", byte(c)) < 0
+	return ""
 }
 
 func badMethod(s string) string {

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"unicode"
+
+	"portcullis.dev/portcullis/pkg/httppath"
 )
 
 // badName says what is wrong with a resource's name, "" when nothing is.
@@ -48,6 +50,9 @@ func badHost(s string) string {
 		return fmt.Sprintf("is %q: expected no trailing dot", shorten(s))
 	case !isHost(name):
 		return fmt.Sprintf("is %q: %s", shorten(s), expected)
+	}
+	if host, _, err := httppath.ParseHost(name); err != nil || host != name {
+		return fmt.Sprintf("is %q, which no request has: %s", shorten(s), expected)
 	}
 	return ""
 }

@@ -1,4 +1,4 @@
-package exchange
+package httppath
 
 import "strings"
 
@@ -8,8 +8,8 @@ func appendEncoded(b []byte, c byte) []byte {
 	return append(b, '%', upperHex[c>>4], upperHex[c&15])
 }
 
-// unhex decodes the two hexadecimal digits of s at i.
-func unhex(s string, i int) (byte, bool) {
+// Unhex decodes the two hexadecimal digits of s at i.
+func Unhex(s string, i int) (byte, bool) {
 	if i+1 >= len(s) {
 		return 0, false
 	}
@@ -34,6 +34,10 @@ func hexDigit(c byte) (byte, bool) {
 // allocates only when there is one.
 func Unescape(s string) string { return unescape(s, false) }
 
+// UnescapeForm is Unescape for application/x-www-form-urlencoded, where '+' is a
+// space.
+func UnescapeForm(s string) string { return unescape(s, true) }
+
 func unescape(s string, plus bool) string {
 	special := "%"
 	if plus {
@@ -48,7 +52,7 @@ func unescape(s string, plus bool) string {
 	for ; i < len(s); i++ {
 		switch c := s[i]; {
 		case c == '%':
-			if d, ok := unhex(s, i+1); ok {
+			if d, ok := Unhex(s, i+1); ok {
 				b = append(b, d)
 				i += 2
 				continue

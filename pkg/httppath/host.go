@@ -1,4 +1,4 @@
-package exchange
+package httppath
 
 import (
 	"net/netip"
