@@ -60,8 +60,10 @@ func Unreserved(c byte) bool {
 }
 
 // CanonicalPath gives the one spelling of a path that policies match and
-// upstreams receive (RFC 3986, 6.2.2): unreserved characters are decoded, other
-// encodings have upper-case digits. It does not repair: a path that some server
+// upstreams receive (RFC 3986, 6.2.2): unreserved characters are decoded, and so
+// are those that a segment may hold raw (3.3: sub-delims without ';', ':' and '@'),
+// which servers do not tell from their encoded form; other encodings have
+// upper-case digits. It does not repair: a path that some server
 // might read as another path is refused, among them dot segments in any
 // spelling, empty segments, encoded slashes, backslashes, control characters,
 // doubly encoded bytes, path parameters, and bytes that are not UTF-8. The
@@ -107,7 +109,7 @@ func decodePath(path string) (string, error) {
 			}
 			i += 2
 			switch {
-			case Unreserved(d):
+			case pathClass(d) == plain:
 				b = append(b, d)
 			case d == '/', d == '\\':
 				return "", malformed("encoded slash or backslash in the path")
