@@ -128,17 +128,20 @@ func forwardedProto(header *exchange.Header) string {
 
 // foreign tells whether a field must not reach policies and upstream as the
 // client sent it: names that alias others, the family that says where a request
-// came from, and those by which some servers let a request name another target
-// or method than the one that is judged.
+// came from, what the gateway itself tells upstreams of the caller, those by which
+// some servers let a request name another target or method than the one that is
+// judged, and Proxy, which CGI hands on as HTTP_PROXY (CVE-2016-5385).
 func foreign(name string) bool {
 	if !exchange.SafeName(name) {
 		return true
 	}
-	if len(name) >= len("X-Forwarded") && exchange.EqualFold(name[:len("X-Forwarded")], "X-Forwarded") {
-		return true
+	for _, prefix := range [...]string{"X-Forwarded", "X-Portcullis-"} {
+		if len(name) >= len(prefix) && exchange.EqualFold(name[:len(prefix)], prefix) {
+			return true
+		}
 	}
 	for _, other := range [...]string{
-		"Host", "Expect", "Forwarded", "X-Request-Id", "X-Real-Ip", "X-Client-Ip", "True-Client-Ip", "X-Cluster-Client-Ip",
+		"Host", "Expect", "Forwarded", "X-Request-Id", "X-Real-Ip", "X-Client-Ip", "Client-Ip", "Proxy", "True-Client-Ip", "X-Cluster-Client-Ip",
 		"X-Original-Url", "X-Rewrite-Url", "X-Original-Uri", "X-Original-Method", "X-Original-Host", "X-Host",
 		"X-Http-Method-Override", "X-Http-Method", "X-Method-Override",
 	} {

@@ -178,6 +178,7 @@ func TestHeadersThatMustNotReachTheUpstream(t *testing.T) {
 		"Proxy-Authorization: x", "Proxy-Connection: x", "Content_Length: 3", "Transfer_Encoding: chunked",
 		"X-Forwarded-For: 9.9.9.9", "x-forwarded-proto: https", "X-Forwarded-Host: evil", "X-FORWARDED-PORT: 1", "X-Forwarded-Prefix: /x", "X-Forwarded-Uri: /x",
 		"X-Forwarded: x", "X_Forwarded_For: 9.9.9.9", "Forwarded: for=9.9.9.9", "X-Real-IP: 9.9.9.9", "X-Original-URL: /admin", "X-Rewrite-URL: /admin",
+		"X-Portcullis-Subject: root", "x-portcullis-anything: root", "Proxy: http://evil", "Client-IP: 9.9.9.9",
 		"X-HTTP-Method-Override: DELETE", "X-Request-Id: chosen-by-the-client", "Expect: 100-continue"))
 	line, fields, _ := strings.Cut(body, "\n")
 	if line != "GET /aA?q host=api.example.com authority=api.example.com:8080 scheme=http peer=127.0.0.1" {
