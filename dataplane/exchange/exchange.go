@@ -152,6 +152,8 @@ type Exchange struct {
 
 	// Set by the front end before Done runs.
 	Result Result
+
+	parameters parameters
 }
 
 // Result is what became of the answer.
@@ -204,6 +206,7 @@ func (e *Exchange) Reset() {
 	clear(e.After)
 	clear(e.Done)
 	clear(e.Outer)
+	clear(e.parameters.fields)
 	*e = Exchange{
 		Request:        Request{Header: e.Request.Header.reset()},
 		ResponseHeader: e.ResponseHeader.reset(),
@@ -211,5 +214,6 @@ func (e *Exchange) Reset() {
 		Outer:          e.Outer[:0],
 		After:          e.After[:0],
 		Done:           e.Done[:0],
+		parameters:     parameters{fields: e.parameters.fields[:0]},
 	}
 }

@@ -52,9 +52,6 @@ func TestQuery(t *testing.T) {
 	if want := []string{"a:1", "b:x y", "a:2", "c:", ":d", "e:f=g;h"}; !slices.Equal(got, want) {
 		t.Errorf("got %q, want %q", got, want)
 	}
-	if v, n := QueryValue("a=1&a=2", "a"); v != "1" || n != 2 {
-		t.Error(v, n)
-	}
 }
 
 func TestAnswerRunsLastFirstAndItsFieldsWin(t *testing.T) {

@@ -27,17 +27,29 @@ func Query(raw string) iter.Seq2[string, string] {
 	}
 }
 
-// QueryValue returns the first value of a parameter and how often the parameter
-// occurs. Servers differ in whether the first or the last of several counts, so
-// who decides by it looks at the count.
-func QueryValue(raw, name string) (value string, count int) {
-	for n, v := range Query(raw) {
-		if n == name {
-			if count == 0 {
-				value = v
-			}
-			count++
-		}
+// parameters is a query taken apart.
+type parameters struct {
+	fields []Field
+	raw    string
+	most   int // 0: not taken apart yet
+	all    bool
+}
+
+// Parameters returns the first parameters of the query, most at most, as Query
+// yields them, and whether these are all. The query is taken apart once, however
+// often it is asked for. They are valid until Reset.
+func (e *Exchange) Parameters(most int) (fields []Field, all bool) {
+	p := &e.parameters
+	if p.most == most && p.raw == e.Request.Query {
+		return p.fields, p.all
 	}
-	return value, count
+	*p = parameters{fields: p.fields[:0], raw: e.Request.Query, most: most, all: true}
+	for name, value := range Query(p.raw) {
+		if len(p.fields) == most {
+			p.all = false
+			break
+		}
+		p.fields = append(p.fields, Field{name, value})
+	}
+	return p.fields, p.all
 }

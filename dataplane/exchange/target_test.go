@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -54,6 +55,7 @@ func TestParseTarget(t *testing.T) {
 }
 
 func TestOrdinaryRequestsCostNoAllocation(t *testing.T) {
+	var e Exchange
 	if n := testing.AllocsPerRun(100, func() {
 		if _, _, err := ParseTarget("GET", "/users/42/orders?page=2&sort=asc", "api.example.com"); err != nil {
 			t.Error(err)
@@ -61,10 +63,38 @@ func TestOrdinaryRequestsCostNoAllocation(t *testing.T) {
 		if _, _, err := ParseHost("api.example.com:8080"); err != nil {
 			t.Error(err)
 		}
-		if v, _ := QueryValue("page=2&sort=asc", "sort"); v != "asc" {
-			t.Error(v)
+		e.Reset()
+		e.Request.Query = "page=2&sort=asc"
+		if fields, all := e.Parameters(2); !all || len(fields) != 2 || fields[1].Value != "asc" {
+			t.Error(fields)
 		}
 	}); n != 0 {
 		t.Errorf("%v allocations", n)
+	}
+}
+
+func TestParameters(t *testing.T) {
+	var e Exchange
+	for _, c := range []struct {
+		query string
+		most  int
+		want  []Field
+		all   bool
+	}{
+		{"", 2, nil, true},
+		{"a=1&&b=%41+&a", 3, []Field{{"a", "1"}, {"b", "A "}, {"a", ""}}, true},
+		{"a=1&&b=%41+&a", 2, []Field{{"a", "1"}, {"b", "A "}}, false},
+		{"c", 2, []Field{{"c", ""}}, true},
+	} {
+		e.Request.Query = c.query
+		for range 2 {
+			if got, all := e.Parameters(c.most); !slices.Equal(got, c.want) || all != c.all {
+				t.Errorf("%q: %v, %v", c.query, got, all)
+			}
+		}
+	}
+	e.Reset()
+	if got, all := e.Parameters(2); len(got) > 0 || !all {
+		t.Errorf("after Reset: %v", got)
 	}
 }

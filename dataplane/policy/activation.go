@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 
 	"cel.dev/cel-go/common/types"
@@ -34,9 +35,16 @@ func (a *activation) ResolveName(name string) (any, bool) {
 	case expr.RequestPeer:
 		return a.Request.Peer.Unmap().String(), true
 	case expr.RequestHeaders:
+		if a.Request.Header.Len() > expr.MaxEntries {
+			return types.WrapErr(errTooMany), true
+		}
 		return expr.MapOf(headerView{&a.Request.Header}), true
 	case expr.RequestQuery:
-		return expr.MapOf(queryView(a.Request.Query)), true
+		parameters, all := (*exchange.Exchange)(a).Parameters(expr.MaxEntries)
+		if !all {
+			return types.WrapErr(errTooMany), true
+		}
+		return expr.MapOf(queryView(parameters)), true
 	case expr.RequestParams:
 		return expr.MapOf(paramView(a.Params)), true
 	case expr.RequestTLS:
@@ -104,6 +112,9 @@ func (a *activation) Parent() expr.Activation { return nil }
 // may act on another than the rule saw.
 var errSeveral = errors.New("there are several values")
 
+// errTooMany fails an expression that reads among more than it may cost to read.
+var errTooMany = fmt.Errorf("there are more than %d header fields or query parameters", expr.MaxEntries)
+
 type headerView struct{ header *exchange.Header }
 
 func (v headerView) Lookup(key string) (string, bool, error) {
@@ -126,21 +137,26 @@ func (v headerView) Keys() []string {
 	return keys
 }
 
-type queryView string
+type queryView []exchange.Field
 
-func (v queryView) Lookup(key string) (string, bool, error) {
-	value, count := exchange.QueryValue(string(v), key)
-	if count > 1 {
-		return "", false, errSeveral
+func (v queryView) Lookup(key string) (value string, found bool, err error) {
+	for i := range v {
+		if v[i].Name != key {
+			continue
+		}
+		if found {
+			return "", false, errSeveral
+		}
+		value, found = v[i].Value, true
 	}
-	return value, count == 1, nil
+	return value, found, nil
 }
 
 func (v queryView) Keys() []string {
 	var keys []string
 	seen := map[string]bool{}
-	for name := range exchange.Query(string(v)) {
-		if !seen[name] {
+	for i := range v {
+		if name := v[i].Name; !seen[name] {
 			seen[name] = true
 			keys = append(keys, name)
 		}

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -71,5 +72,52 @@ func TestActivation(t *testing.T) {
 	}
 	if got, err := p.Bool((*activation)(e)); err != nil || !got {
 		t.Error(got, err)
+	}
+}
+
+// TestExpressionsReadBoundedInput: an expression that goes through all of a query
+// takes it apart once, and fails on more than its cost was estimated on.
+func TestExpressionsReadBoundedInput(t *testing.T) {
+	p, err := expr.New().Compile(`request.query.all(k, request.query[k] == 'A') && request.headers.all(k, request.headers[k] == 'A')`, expr.Bool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e := &exchange.Exchange{}
+	fill := func(parameters, headers int) {
+		e.Reset()
+		for i := range parameters {
+			e.Request.Query += fmt.Sprintf("&%%61%d=%%41", i)
+		}
+		for i := range headers {
+			e.Request.Header.Add(fmt.Sprintf("X-%d", i), "A")
+		}
+	}
+	for _, c := range []struct {
+		parameters, headers int
+		want                string
+	}{{128, 128, ""}, {129, 0, "more than 128"}, {0, 129, "more than 128"}, {0, 0, ""}} {
+		fill(c.parameters, c.headers)
+		if ok, err := p.Bool((*activation)(e)); ok != (c.want == "") || err != nil && (c.want == "" || expressionNote(err) != errTooMany.Error()) {
+			t.Errorf("%d parameters, %d headers: %v, %v", c.parameters, c.headers, ok, err)
+		}
+	}
+	// Each parameter costs one decoded name and value, not one for each other.
+	p, err = expr.New().Compile(`request.query.all(k, request.query[k] == 'A')`, expr.Bool)
+	if err != nil {
+		t.Fatal(err)
+	}
+	allocs := func(n int) float64 {
+		fill(n, 0)
+		query := e.Request.Query
+		return testing.AllocsPerRun(5, func() {
+			e.Reset()
+			e.Request.Query = query
+			if ok, err := p.Bool((*activation)(e)); !ok {
+				t.Fatal(err)
+			}
+		})
+	}
+	if few, many := allocs(16), allocs(128); many > 10*few {
+		t.Errorf("%v allocations for 16 parameters, %v for 128", few, many)
 	}
 }

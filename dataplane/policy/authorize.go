@@ -164,8 +164,10 @@ func expressionNote(err error) string {
 	if i := strings.LastIndex(text, "no such key: "); i >= 0 {
 		return text[i:]
 	}
-	if strings.Contains(text, errSeveral.Error()) {
-		return errSeveral.Error()
+	for _, err := range []error{errSeveral, errTooMany} {
+		if strings.Contains(text, err.Error()) {
+			return err.Error()
+		}
 	}
 	if strings.Contains(text, "no such overload") {
 		return "no such overload"

@@ -5,6 +5,11 @@ import (
 	"cel.dev/cel-go/common/types"
 )
 
+// MaxEntries is how many header fields and how many query parameters an expression
+// can read. Who evaluates one lets it fail on more: what it costs is estimated on
+// that, and a request may carry ten times as many.
+const MaxEntries = maxEntries
+
 // sizes bounds the inputs for the estimate of an expression's cost: what a node
 // admits at most, rounded down to what requests really carry. A larger input
 // costs proportionally more; it cannot exceed the node's limits on headers and
