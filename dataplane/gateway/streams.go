@@ -29,8 +29,9 @@ type streams struct {
 type stream struct {
 	// workspace is the route's, in which the client's name resolves.
 	workspace string
-	subject   revocation.Subject
-	cancel    context.CancelCauseFunc
+	// subjects are whom each level let in: the stream needs all of them.
+	subjects []revocation.Subject
+	cancel   context.CancelCauseFunc
 }
 
 // watch notes an answer that may outlive a revocation.
@@ -39,13 +40,9 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 	if id.Method == "" || resp.Upgrade == nil && resp.Body.Length >= 0 {
 		return
 	}
-	f.stream = &stream{
-		workspace: e.Route.Workspace,
-		subject: revocation.Subject{
-			JTI: id.TokenID, Session: id.Session, Subject: id.Subject, Client: id.Client, Issuer: id.Issuer,
-			Credential: id.Credential, IssuedAt: issuedAt(id),
-		},
-		cancel: f.cancel,
+	f.stream = &stream{workspace: e.Route.Workspace, subjects: []revocation.Subject{subjectOf(id)}, cancel: f.cancel}
+	for i := range e.Outer {
+		f.stream.subjects = append(f.stream.subjects, subjectOf(&e.Outer[i]))
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -53,6 +50,13 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 		s.open = map[*stream]struct{}{}
 	}
 	s.open[f.stream] = struct{}{}
+}
+
+func subjectOf(id *exchange.Identity) revocation.Subject {
+	return revocation.Subject{
+		JTI: id.TokenID, Session: id.Session, Subject: id.Subject, Client: id.Client, Issuer: id.Issuer,
+		Credential: id.Credential, IssuedAt: issuedAt(id),
+	}
 }
 
 func issuedAt(id *exchange.Identity) int64 {
@@ -75,9 +79,13 @@ func (g *Gateway) sweep() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for one := range s.open {
-		if _, revoked := g.cfg.Policy.Revocations.Revoked(&one.subject); revoked || g.disabled(one.workspace, one.subject.Client) {
-			one.cancel(errRevoked)
-			delete(s.open, one)
+		for i := range one.subjects {
+			subject := &one.subjects[i]
+			if _, revoked := g.cfg.Policy.Revocations.Revoked(subject); revoked || g.disabled(one.workspace, subject.Client) {
+				one.cancel(errRevoked)
+				delete(s.open, one)
+				break
+			}
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/nethttp"
 	"portcullis.dev/portcullis/pkg/revocation"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -147,5 +148,24 @@ func TestStreamsOfARevokedTokenEnd(t *testing.T) {
 func TestStreamsAreSweptOftenEnough(t *testing.T) {
 	if streamCheck > time.Second {
 		t.Errorf("streams are looked at every %v; two looks must fit into 2s", streamCheck)
+	}
+}
+
+// A stream needs all whom its levels let in: that of the outer one, too.
+func TestStreamEndsWithAnOuterCredential(t *testing.T) {
+	for value, want := range map[string]bool{"outer": true, "inner": true, "other": false} {
+		r := newRig(t)
+		e := request("GET", "a.test/")
+		e.Identity = exchange.Identity{Method: "api_key", Subject: "inner"}
+		e.Outer = []exchange.Identity{{Method: "jwt", Subject: "outer"}}
+		ctx, cancel := context.WithCancelCause(context.Background())
+		r.g.streams.watch(e, &flight{g: r.g, cancel: cancel}, &exchange.Response{Body: exchange.Body{Length: -1}})
+		kind := controlv1.RevocationKind_REVOCATION_KIND_SUBJECT
+		r.deps.Revocations.Add(revocation.Entry{Kind: kind, Key: revocation.KeyOf(kind, "", value), Before: started.Unix()})
+		r.g.sweep()
+		if got := context.Cause(ctx) != nil; got != want {
+			t.Errorf("%s: ended %v", value, got)
+		}
+		cancel(nil)
 	}
 }
