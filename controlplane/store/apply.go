@@ -140,7 +140,7 @@ func (s *Etcd) draft(ctx context.Context, w wanted, revision int64) (draft, erro
 		for i, k := range keys {
 			ops[i] = clientv3.OpGet(s.keys.resource(k), clientv3.WithRev(revision))
 		}
-		resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+		resp, err := s.readTxn(ctx, ops)
 		if err != nil {
 			return draft{}, fmt.Errorf("store: reading what a change replaces: %w", explain(err))
 		}

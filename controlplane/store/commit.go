@@ -120,6 +120,22 @@ type marks struct {
 	unfoldedAt             int64
 }
 
+// readTries bounds how often a read is tried while etcd elects a leader: some
+// seconds.
+const readTries = 12
+
+// readTxn reads several keys as of one revision. The client tries a read of one
+// key again when a leader changes, but no transaction, since it does not look
+// whether that writes.
+func (s *Etcd) readTxn(ctx context.Context, ops []clientv3.Op) (*clientv3.TxnResponse, error) {
+	for b := (backoff{}); ; {
+		resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+		if err == nil || ctx.Err() != nil || s.ctx.Err() != nil || !transient(err) || b.tries >= readTries || b.wait(ctx) != nil {
+			return resp, err
+		}
+	}
+}
+
 // readMarks reads the marks, of the current revision. It notices a new identity.
 func (s *Etcd) readMarks(ctx context.Context) (marks, error) {
 	if s.ctx.Err() != nil {
@@ -130,7 +146,7 @@ func (s *Etcd) readMarks(ctx context.Context) (marks, error) {
 	for i, k := range keys {
 		ops[i] = clientv3.OpGet(k)
 	}
-	resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+	resp, err := s.readTxn(ctx, ops)
 	if err != nil {
 		return marks{}, fmt.Errorf("store: reading: %w", explain(err))
 	}

@@ -113,7 +113,7 @@ func (s *Etcd) revoke(ctx context.Context, entries []*controlv1.Revocation, meta
 	for i, r := range entries {
 		ops[i] = clientv3.OpGet(s.keys.revocations() + revocationID(r))
 	}
-	resp, err := s.client.Txn(ctx).Then(ops...).Commit()
+	resp, err := s.readTxn(ctx, ops)
 	if err != nil {
 		return config.Version{}, fmt.Errorf("store: reading revocations: %w", explain(err))
 	}
