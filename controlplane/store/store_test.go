@@ -9,12 +9,7 @@ import (
 	"portcullis.dev/portcullis/controlplane/store/storetest"
 )
 
-func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
-		// An etcd member that is stopped amid its peers (TestSlowLeaderKilled) leaves
-		// its server's read of a peer's connection behind: etcd's, not ours.
-		goleak.IgnoreAnyFunction("github.com/soheilhy/cmux.(*MuxConn).Read"))
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m, leftByEtcd()...) }
 
 func TestMemory(t *testing.T) {
 	t.Parallel()
