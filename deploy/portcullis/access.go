@@ -60,7 +60,7 @@ func (c *cli) key() *cobra.Command {
 					return located(err, nil)
 				}
 				err = c.printSecret(cmd, resp.Key, fmt.Sprintf("key %s created; it is shown only now", resp.Name))
-				return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))
+				return errors.Join(err, convergence(cmd.ErrOrStderr(), resp.Version, resp.Convergence))
 			})
 		},
 	}

@@ -146,10 +146,10 @@ func (c *cli) apply() *cobra.Command {
 			}
 			err = c.print(cmd, resp, func(w io.Writer) error { return printChanges(cmd, w, resp.Changes, false) })
 			if len(resp.Changes) == 0 {
-				unchanged(cmd, resp.Version)
+				unchanged(c.verdict(cmd), resp.Version)
 				return err
 			}
-			return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))
+			return errors.Join(err, convergence(c.verdict(cmd), resp.Version, resp.Convergence))
 		},
 	}
 	cmd.Flags().StringArrayVarP(&files, "filename", "f", nil, "file, folder or '-'; may be repeated")

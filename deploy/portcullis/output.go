@@ -122,17 +122,26 @@ func milliseconds(d time.Duration) string {
 
 // convergence prints what became of a committed version and returns exit code 5
 // when not all nodes run it.
-func convergence(cmd *cobra.Command, version *controlv1.Version, done *adminv1.Convergence) error {
+func convergence(w io.Writer, version *controlv1.Version, done *adminv1.Convergence) error {
 	if done == nil {
-		fmt.Fprintf(cmd.ErrOrStderr(), "revision %s committed\n", versionText(version))
+		fmt.Fprintf(w, "revision %s committed\n", versionText(version))
 		return nil
 	}
-	fmt.Fprintf(cmd.ErrOrStderr(), "revision %s committed; %d/%d nodes programmed in %s\n",
+	fmt.Fprintf(w, "revision %s committed; %d/%d nodes programmed in %s\n",
 		versionText(version), done.Programmed, done.Total, milliseconds(done.Took.AsDuration()))
 	if done.Converged {
 		return nil
 	}
 	return behind(fmt.Sprintf("revision %s is committed, but %d of %d nodes do not run it:", versionText(version), len(done.Behind), done.Total), done)
+}
+
+// verdict is where a write says what became of it: on standard output for people,
+// and beside it when standard output is for programs.
+func (c *cli) verdict(cmd *cobra.Command) io.Writer {
+	if c.output == "table" {
+		return cmd.OutOrStdout()
+	}
+	return cmd.ErrOrStderr()
 }
 
 // behind names the nodes that do not run a version, and why, with exit code 5.
@@ -149,8 +158,8 @@ func behind(message string, done *adminv1.Convergence) error {
 }
 
 // unchanged says that a write wrote nothing.
-func unchanged(cmd *cobra.Command, version *controlv1.Version) {
-	fmt.Fprintf(cmd.ErrOrStderr(), "no changes: the cluster is so already (revision %s)\n", versionText(version))
+func unchanged(w io.Writer, version *controlv1.Version) {
+	fmt.Fprintf(w, "no changes: the cluster is so already (revision %s)\n", versionText(version))
 }
 
 // progress says on a terminal that a call takes long, until stopped.

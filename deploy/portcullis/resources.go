@@ -161,7 +161,7 @@ func (c *cli) delete() *cobra.Command {
 				return errors.New("nothing by that name: nothing was deleted")
 			}
 			err = c.print(cmd, resp, func(w io.Writer) error { return printChanges(cmd, w, resp.Changes, false) })
-			return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))
+			return errors.Join(err, convergence(c.verdict(cmd), resp.Version, resp.Convergence))
 		},
 	}
 	cmd.Flags().StringVarP(&workspace, "workspace", "w", config.DefaultWorkspace, "workspace")
@@ -246,10 +246,10 @@ func (c *cli) rollback() *cobra.Command {
 				return printChanges(cmd, w, resp.Changes, false)
 			})
 			if len(resp.Changes) == 0 {
-				unchanged(cmd, resp.Version)
+				unchanged(c.verdict(cmd), resp.Version)
 				return err
 			}
-			return errors.Join(err, convergence(cmd, resp.Version, resp.Convergence))
+			return errors.Join(err, convergence(c.verdict(cmd), resp.Version, resp.Convergence))
 		},
 	}
 	flags.add(cmd)
