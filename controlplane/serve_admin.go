@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -52,6 +53,7 @@ func (p *Plane) serveAdmin(ctx context.Context) error {
 	var running sync.WaitGroup
 	front := &http.Server{
 		Handler: p.adminHandler(server, rest, &running), TLSConfig: identity.ServerAdmin(p.live),
+		ErrorLog:          slog.NewLogLogger(p.cfg.Log.Handler(), slog.LevelDebug),
 		ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 64 << 10, IdleTimeout: 2 * time.Minute,
 	}
 	served := make(chan error, 2)
