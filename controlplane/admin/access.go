@@ -83,6 +83,7 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 	if err != nil {
 		return nil, err
 	}
+	s.seen(ctx, version)
 	return &adminv1.CreateKeyResponse{
 		Key: secret, Name: name, Version: version.Proto(), Convergence: s.converge(ctx, operator, version, req.WaitFor, started),
 	}, nil
@@ -119,6 +120,7 @@ func (s *Service) RevokeKey(ctx context.Context, req *adminv1.RevokeKeyRequest) 
 	if err != nil {
 		return nil, fmt.Errorf("the key is revoked on every node, but its record stays; revoke it again to remove it: %w", err)
 	}
+	s.seen(ctx, version)
 	return &adminv1.RevokeKeyResponse{Version: version.Proto()}, nil
 }
 

@@ -129,15 +129,20 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 		}
 		committed, err := s.Store.Apply(ctx, planned, full, meta)
 		if err == nil {
-			if late := s.Mirror.Await(ctx, committed); late != nil {
-				// It is committed, whatever this replica has seen of it.
-				s.Log.Warn("a committed revision has not come back yet", "revision", committed.String(), "error", late)
-			}
+			s.seen(ctx, committed)
 			return committed, changes, nil
 		}
 		if at != nil || try == applyTries || !errors.Is(err, store.ErrConflict) {
 			return config.Version{}, nil, err
 		}
+	}
+}
+
+// seen waits until this replica has taken a commit over and told its nodes, so that
+// who reads or waits next meets it. It is committed whatever becomes of that.
+func (s *Service) seen(ctx context.Context, committed config.Version) {
+	if err := s.Mirror.Await(ctx, committed); err != nil {
+		s.Log.Warn("a committed revision has not come back yet", "revision", committed.String(), "error", err)
 	}
 }
 

@@ -38,6 +38,7 @@ func (s *Service) Revoke(ctx context.Context, req *adminv1.RevokeRequest) (*admi
 	if err != nil {
 		return nil, err
 	}
+	s.seen(ctx, version)
 	return &adminv1.RevokeResponse{Version: version.Proto(), ExpiresAt: entry.ExpiresAt}, nil
 }
 
