@@ -42,8 +42,6 @@ type deployment struct {
 	client   *http.Client
 	up       *recorder
 	running  map[string]*process
-	// told is what the last command said on standard error.
-	told string
 	// Where each control plane serves nodes and operators, and each node clients.
 	control, admin, nodes []string
 }
@@ -173,7 +171,6 @@ func (d *deployment) try(i int, stdin string, args ...string) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("portcullis %s: %w: %s%s", strings.Join(args, " "), err, out, stderr.String())
 	}
-	d.told = stderr.String()
 	return strings.TrimSpace(string(out)), nil
 }
 
@@ -319,9 +316,9 @@ func TestSlowProcesses(t *testing.T) {
 	d.together(1, "cp1", "cp2")
 
 	// Apply at one replica, everywhere.
-	d.cli(0, d.upstream()+public+"---"+orders+"---"+fmt.Sprintf(limited, "split"), "apply", "-f", "-")
-	if !strings.Contains(d.told, "3/3 nodes programmed") {
-		t.Errorf("apply said %q", d.told)
+	receipt := d.cli(0, d.upstream()+public+"---"+orders+"---"+fmt.Sprintf(limited, "split"), "apply", "-f", "-")
+	if !strings.Contains(receipt, "3/3 nodes programmed") {
+		t.Errorf("apply said %q", receipt)
 	}
 	first := d.status(1).Revision.String()
 	mint := func(sub string) string {
