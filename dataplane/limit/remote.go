@@ -106,7 +106,7 @@ func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 		e.remotes = slices.Insert(e.remotes, i, remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep})
 		e.others += rep.demand
 		if e.local {
-			e.adopt(rep)
+			e.adopt(rep, now)
 		}
 		return
 	}
@@ -117,7 +117,7 @@ func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 	switch {
 	case !e.local:
 	case rep.since > r.since || p.epoch != r.epoch:
-		e.adopt(rep)
+		e.adopt(rep, now)
 	default:
 		predicted := r.demand * (e.admit - r.admit)
 		e.level -= float64(rep.total-r.total) - predicted
@@ -132,11 +132,13 @@ func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 }
 
 // adopt takes a count that this bucket has not followed from its start. A young
-// one is debited whole. Of an old one nobody knows how much is long refilled, so
-// the sender's level is taken if it is the lower, less what we spent that the
-// sender cannot know.
-func (e *entry) adopt(rep report) {
-	if rep.sent-rep.since <= young {
+// one is debited whole, and so is one that began while this bucket was in use
+// already, a moment ago: its first reports were lost. Of an old one nobody knows
+// how much is long refilled, so the sender's level is taken if it is the lower,
+// less what we spent that the sender cannot know.
+func (e *entry) adopt(rep report, now time.Duration) {
+	age := rep.sent - rep.since
+	if age <= young || age <= silence && now-e.born >= age {
 		e.level -= float64(rep.total)
 	} else {
 		e.level = math.Min(e.level, e.burst-rep.missing-float64(e.total-e.sent))
