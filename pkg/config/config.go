@@ -34,6 +34,9 @@ const (
 	KindApplication = "Application"
 	KindCredential  = "Credential"
 	KindKeySet      = "KeySet"
+
+	KindCertificate       = "Certificate"
+	KindIssuedCertificate = "IssuedCertificate"
 )
 
 func specs() protoreflect.OneofDescriptor {
@@ -83,15 +86,19 @@ func kindOf(r *configv1.Resource) string {
 		return KindCredential
 	case *configv1.Resource_KeySet:
 		return KindKeySet
+	case *configv1.Resource_Certificate:
+		return KindCertificate
+	case *configv1.Resource_IssuedCertificate:
+		return KindIssuedCertificate
 	}
 	return ""
 }
 
 // OperatorMayWrite reports whether operators write resources of the kind. KeySets
-// are written by the control plane alone: an operator who could write one could
-// make the cluster trust a key of his own.
+// and IssuedCertificates are written by the control plane alone: an operator who
+// could write one could make the cluster trust a key of his own.
 func OperatorMayWrite(kind string) bool {
-	return kind != KindKeySet && slices.Contains(Kinds(), kind)
+	return kind != KindKeySet && kind != KindIssuedCertificate && slices.Contains(Kinds(), kind)
 }
 
 // normalized reports whether the resource says what it leaves to default.

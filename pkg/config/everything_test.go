@@ -92,4 +92,17 @@ apiVersion: portcullis.dev/v1
 kind: Workspace
 metadata: {name: tenant}
 spec: {description: "a tenant's", hostnames: [tenant.example, "*.tenant.example"]}
+---
+apiVersion: portcullis.dev/v1
+kind: Certificate
+metadata: {name: shop}
+spec:
+  acme: {directory: "https://acme.example/directory", email: ops@example.com, hostnames: [shop.example], termsAgreed: true}
+---
+apiVersion: portcullis.dev/v1
+kind: IssuedCertificate
+metadata: {name: shop}
+spec:
+  issuedAt: 2026-01-02T15:04:05Z
+  challenges: [{token: a, keyAuthorization: a.b}]
 `

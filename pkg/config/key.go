@@ -104,6 +104,10 @@ func rank(kind string) int {
 		return 7
 	case KindKeySet:
 		return 8
+	case KindCertificate:
+		return 9
+	case KindIssuedCertificate:
+		return 10
 	}
-	return 9
+	return 11
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
+	"slices"
 	"strconv"
 	"time"
 
@@ -82,11 +83,15 @@ func (r *report) understood(m protoreflect.Message, path string) bool {
 			at = "spec"
 		}
 		switch {
-		case fd.Kind() == protoreflect.EnumKind && !fd.IsList():
-			if fd.Enum().Values().ByNumber(v.Enum()) == nil {
-				r.fail(at, "is %d, which this release does not know: expected %s", v.Enum(), quoteList(enumNames(fd.Enum())))
-				ok = false
+		case slices.Contains(planned(), fd.FullName()):
+			r.fail(at, "is not supported by this release: leave it out")
+			ok = false
+		case fd.Kind() == protoreflect.EnumKind && fd.IsList():
+			for i := range v.List().Len() {
+				ok = r.known(fd, v.List().Get(i).Enum(), at+"["+strconv.Itoa(i)+"]") && ok
 			}
+		case fd.Kind() == protoreflect.EnumKind:
+			ok = r.known(fd, v.Enum(), at) && ok
 		case fd.IsMap() || fd.Kind() != protoreflect.MessageKind:
 		case fd.IsList():
 			for i := range v.List().Len() {
@@ -98,6 +103,15 @@ func (r *report) understood(m protoreflect.Message, path string) bool {
 		return true
 	})
 	return ok
+}
+
+// known refuses a value of an enumeration that this release does not have.
+func (r *report) known(fd protoreflect.FieldDescriptor, n protoreflect.EnumNumber, at string) bool {
+	if fd.Enum().Values().ByNumber(n) != nil {
+		return true
+	}
+	r.fail(at, "is %d, which this release does not know: expected %s", n, quoteList(enumNames(fd.Enum())))
+	return false
 }
 
 func (r *report) metadata(m *configv1.Metadata) {

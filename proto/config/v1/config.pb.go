@@ -27,6 +27,170 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type TLSVersion int32
+
+const (
+	// TLS 1.2
+	TLSVersion_TLS_VERSION_UNSPECIFIED TLSVersion = 0
+	TLSVersion_TLS_VERSION_1_2         TLSVersion = 1
+	TLSVersion_TLS_VERSION_1_3         TLSVersion = 2
+)
+
+// Enum value maps for TLSVersion.
+var (
+	TLSVersion_name = map[int32]string{
+		0: "TLS_VERSION_UNSPECIFIED",
+		1: "TLS_VERSION_1_2",
+		2: "TLS_VERSION_1_3",
+	}
+	TLSVersion_value = map[string]int32{
+		"TLS_VERSION_UNSPECIFIED": 0,
+		"TLS_VERSION_1_2":         1,
+		"TLS_VERSION_1_3":         2,
+	}
+)
+
+func (x TLSVersion) Enum() *TLSVersion {
+	p := new(TLSVersion)
+	*p = x
+	return p
+}
+
+func (x TLSVersion) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (TLSVersion) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[0].Descriptor()
+}
+
+func (TLSVersion) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[0]
+}
+
+func (x TLSVersion) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use TLSVersion.Descriptor instead.
+func (TLSVersion) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{0}
+}
+
+type RetryOn int32
+
+const (
+	RetryOn_RETRY_ON_UNSPECIFIED RetryOn = 0
+	// The connection ended before the head of an answer came.
+	RetryOn_RETRY_ON_RESET RetryOn = 1
+	// 502, 503 and 504, and the gRPC status UNAVAILABLE as trailers only.
+	RetryOn_RETRY_ON_UNAVAILABLE RetryOn = 2
+	// 500 to 599.
+	RetryOn_RETRY_ON_SERVER_ERROR RetryOn = 3
+	// timeouts.attempt passed.
+	RetryOn_RETRY_ON_TIMEOUT RetryOn = 4
+)
+
+// Enum value maps for RetryOn.
+var (
+	RetryOn_name = map[int32]string{
+		0: "RETRY_ON_UNSPECIFIED",
+		1: "RETRY_ON_RESET",
+		2: "RETRY_ON_UNAVAILABLE",
+		3: "RETRY_ON_SERVER_ERROR",
+		4: "RETRY_ON_TIMEOUT",
+	}
+	RetryOn_value = map[string]int32{
+		"RETRY_ON_UNSPECIFIED":  0,
+		"RETRY_ON_RESET":        1,
+		"RETRY_ON_UNAVAILABLE":  2,
+		"RETRY_ON_SERVER_ERROR": 3,
+		"RETRY_ON_TIMEOUT":      4,
+	}
+)
+
+func (x RetryOn) Enum() *RetryOn {
+	p := new(RetryOn)
+	*p = x
+	return p
+}
+
+func (x RetryOn) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (RetryOn) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[1].Descriptor()
+}
+
+func (RetryOn) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[1]
+}
+
+func (x RetryOn) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use RetryOn.Descriptor instead.
+func (RetryOn) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+type Criticality int32
+
+const (
+	// normal
+	Criticality_CRITICALITY_UNSPECIFIED Criticality = 0
+	// Shed first.
+	Criticality_CRITICALITY_SHEDDABLE Criticality = 1
+	Criticality_CRITICALITY_NORMAL    Criticality = 2
+	// Shed last.
+	Criticality_CRITICALITY_CRITICAL Criticality = 3
+)
+
+// Enum value maps for Criticality.
+var (
+	Criticality_name = map[int32]string{
+		0: "CRITICALITY_UNSPECIFIED",
+		1: "CRITICALITY_SHEDDABLE",
+		2: "CRITICALITY_NORMAL",
+		3: "CRITICALITY_CRITICAL",
+	}
+	Criticality_value = map[string]int32{
+		"CRITICALITY_UNSPECIFIED": 0,
+		"CRITICALITY_SHEDDABLE":   1,
+		"CRITICALITY_NORMAL":      2,
+		"CRITICALITY_CRITICAL":    3,
+	}
+)
+
+func (x Criticality) Enum() *Criticality {
+	p := new(Criticality)
+	*p = x
+	return p
+}
+
+func (x Criticality) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Criticality) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[2].Descriptor()
+}
+
+func (Criticality) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[2]
+}
+
+func (x Criticality) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Criticality.Descriptor instead.
+func (Criticality) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{2}
+}
+
 type OnStale int32
 
 const (
@@ -62,11 +226,11 @@ func (x OnStale) String() string {
 }
 
 func (OnStale) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[0].Descriptor()
+	return file_config_v1_config_proto_enumTypes[3].Descriptor()
 }
 
 func (OnStale) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[0]
+	return &file_config_v1_config_proto_enumTypes[3]
 }
 
 func (x OnStale) Number() protoreflect.EnumNumber {
@@ -75,7 +239,174 @@ func (x OnStale) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OnStale.Descriptor instead.
 func (OnStale) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{0}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+type UpstreamProtocol int32
+
+const (
+	// HTTP/1.1
+	UpstreamProtocol_UPSTREAM_PROTOCOL_UNSPECIFIED UpstreamProtocol = 0
+	UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP1       UpstreamProtocol = 1
+	// With https by ALPN, with http by prior knowledge. gRPC needs it.
+	UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP2 UpstreamProtocol = 2
+)
+
+// Enum value maps for UpstreamProtocol.
+var (
+	UpstreamProtocol_name = map[int32]string{
+		0: "UPSTREAM_PROTOCOL_UNSPECIFIED",
+		1: "UPSTREAM_PROTOCOL_HTTP1",
+		2: "UPSTREAM_PROTOCOL_HTTP2",
+	}
+	UpstreamProtocol_value = map[string]int32{
+		"UPSTREAM_PROTOCOL_UNSPECIFIED": 0,
+		"UPSTREAM_PROTOCOL_HTTP1":       1,
+		"UPSTREAM_PROTOCOL_HTTP2":       2,
+	}
+)
+
+func (x UpstreamProtocol) Enum() *UpstreamProtocol {
+	p := new(UpstreamProtocol)
+	*p = x
+	return p
+}
+
+func (x UpstreamProtocol) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (UpstreamProtocol) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[4].Descriptor()
+}
+
+func (UpstreamProtocol) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[4]
+}
+
+func (x UpstreamProtocol) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use UpstreamProtocol.Descriptor instead.
+func (UpstreamProtocol) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+type Algorithm int32
+
+const (
+	// least_request
+	Algorithm_ALGORITHM_UNSPECIFIED Algorithm = 0
+	// The better of two at random, by requests in flight and peak EWMA of latency.
+	Algorithm_ALGORITHM_LEAST_REQUEST Algorithm = 1
+	// In turn, as the weights say.
+	Algorithm_ALGORITHM_ROUND_ROBIN Algorithm = 2
+	Algorithm_ALGORITHM_RANDOM      Algorithm = 3
+	// Consistent hashing: one endpoint more or less moves few keys.
+	Algorithm_ALGORITHM_RING_HASH Algorithm = 4
+	// Consistent hashing with bounded loads.
+	Algorithm_ALGORITHM_BOUNDED_LOAD Algorithm = 5
+)
+
+// Enum value maps for Algorithm.
+var (
+	Algorithm_name = map[int32]string{
+		0: "ALGORITHM_UNSPECIFIED",
+		1: "ALGORITHM_LEAST_REQUEST",
+		2: "ALGORITHM_ROUND_ROBIN",
+		3: "ALGORITHM_RANDOM",
+		4: "ALGORITHM_RING_HASH",
+		5: "ALGORITHM_BOUNDED_LOAD",
+	}
+	Algorithm_value = map[string]int32{
+		"ALGORITHM_UNSPECIFIED":   0,
+		"ALGORITHM_LEAST_REQUEST": 1,
+		"ALGORITHM_ROUND_ROBIN":   2,
+		"ALGORITHM_RANDOM":        3,
+		"ALGORITHM_RING_HASH":     4,
+		"ALGORITHM_BOUNDED_LOAD":  5,
+	}
+)
+
+func (x Algorithm) Enum() *Algorithm {
+	p := new(Algorithm)
+	*p = x
+	return p
+}
+
+func (x Algorithm) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Algorithm) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[5].Descriptor()
+}
+
+func (Algorithm) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[5]
+}
+
+func (x Algorithm) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Algorithm.Descriptor instead.
+func (Algorithm) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+type Resolve int32
+
+const (
+	// The host is one endpoint; its name is looked up at each connect.
+	Resolve_RESOLVE_UNSPECIFIED Resolve = 0
+	// Each of the name's addresses (A, AAAA) is an endpoint.
+	Resolve_RESOLVE_ADDRESSES Resolve = 1
+	// Each target of the name's SRV records is an endpoint, with its port and weight;
+	// only those of the best priority that are usable. The URL has no port.
+	Resolve_RESOLVE_SERVICE Resolve = 2
+)
+
+// Enum value maps for Resolve.
+var (
+	Resolve_name = map[int32]string{
+		0: "RESOLVE_UNSPECIFIED",
+		1: "RESOLVE_ADDRESSES",
+		2: "RESOLVE_SERVICE",
+	}
+	Resolve_value = map[string]int32{
+		"RESOLVE_UNSPECIFIED": 0,
+		"RESOLVE_ADDRESSES":   1,
+		"RESOLVE_SERVICE":     2,
+	}
+)
+
+func (x Resolve) Enum() *Resolve {
+	p := new(Resolve)
+	*p = x
+	return p
+}
+
+func (x Resolve) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Resolve) Descriptor() protoreflect.EnumDescriptor {
+	return file_config_v1_config_proto_enumTypes[6].Descriptor()
+}
+
+func (Resolve) Type() protoreflect.EnumType {
+	return &file_config_v1_config_proto_enumTypes[6]
+}
+
+func (x Resolve) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Resolve.Descriptor instead.
+func (Resolve) EnumDescriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 type OnPartition int32
@@ -118,11 +449,11 @@ func (x OnPartition) String() string {
 }
 
 func (OnPartition) Descriptor() protoreflect.EnumDescriptor {
-	return file_config_v1_config_proto_enumTypes[1].Descriptor()
+	return file_config_v1_config_proto_enumTypes[7].Descriptor()
 }
 
 func (OnPartition) Type() protoreflect.EnumType {
-	return &file_config_v1_config_proto_enumTypes[1]
+	return &file_config_v1_config_proto_enumTypes[7]
 }
 
 func (x OnPartition) Number() protoreflect.EnumNumber {
@@ -131,7 +462,7 @@ func (x OnPartition) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OnPartition.Descriptor instead.
 func (OnPartition) EnumDescriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 // Resource is one declared document: its metadata and exactly one spec, whose
@@ -150,6 +481,8 @@ type Resource struct {
 	//	*Resource_Application
 	//	*Resource_Credential
 	//	*Resource_KeySet
+	//	*Resource_Certificate
+	//	*Resource_IssuedCertificate
 	Spec          isResource_Spec `protobuf_oneof:"spec"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -280,6 +613,24 @@ func (x *Resource) GetKeySet() *KeySet {
 	return nil
 }
 
+func (x *Resource) GetCertificate() *Certificate {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_Certificate); ok {
+			return x.Certificate
+		}
+	}
+	return nil
+}
+
+func (x *Resource) GetIssuedCertificate() *IssuedCertificate {
+	if x != nil {
+		if x, ok := x.Spec.(*Resource_IssuedCertificate); ok {
+			return x.IssuedCertificate
+		}
+	}
+	return nil
+}
+
 type isResource_Spec interface {
 	isResource_Spec()
 }
@@ -320,6 +671,14 @@ type Resource_KeySet struct {
 	KeySet *KeySet `protobuf:"bytes,18,opt,name=key_set,json=keySet,proto3,oneof"`
 }
 
+type Resource_Certificate struct {
+	Certificate *Certificate `protobuf:"bytes,19,opt,name=certificate,proto3,oneof"`
+}
+
+type Resource_IssuedCertificate struct {
+	IssuedCertificate *IssuedCertificate `protobuf:"bytes,20,opt,name=issued_certificate,json=issuedCertificate,proto3,oneof"`
+}
+
 func (*Resource_Workspace) isResource_Spec() {}
 
 func (*Resource_Gateway) isResource_Spec() {}
@@ -337,6 +696,10 @@ func (*Resource_Application) isResource_Spec() {}
 func (*Resource_Credential) isResource_Spec() {}
 
 func (*Resource_KeySet) isResource_Spec() {}
+
+func (*Resource_Certificate) isResource_Spec() {}
+
+func (*Resource_IssuedCertificate) isResource_Spec() {}
 
 // Metadata names a resource. (kind, workspace, name) is unique.
 type Metadata struct {
@@ -482,10 +845,14 @@ type Gateway struct {
 	// are believed. From all others those headers are dropped.
 	TrustedProxies []string `protobuf:"bytes,1,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
 	// Baseline policies for every route of every workspace.
-	Policies      []*Policy      `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
-	Limits        *RequestLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
-	Tracing       *Tracing       `protobuf:"bytes,4,opt,name=tracing,proto3" json:"tracing,omitempty"`
-	AccessLog     *AccessLog     `protobuf:"bytes,5,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	Policies  []*Policy      `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Limits    *RequestLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	Tracing   *Tracing       `protobuf:"bytes,4,opt,name=tracing,proto3" json:"tracing,omitempty"`
+	AccessLog *AccessLog     `protobuf:"bytes,5,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	// What is spoken on the nodes' sockets, by the sockets' names. A socket named
+	// "http" that is not listed speaks HTTP/1.1 and HTTP/2 in clear text; any other
+	// that is not listed is not served.
+	Listeners     []*Listener `protobuf:"bytes,6,rep,name=listeners,proto3" json:"listeners,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -555,6 +922,496 @@ func (x *Gateway) GetAccessLog() *AccessLog {
 	return nil
 }
 
+func (x *Gateway) GetListeners() []*Listener {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+// Listener says what is spoken on the sockets that bear its name. Where those are
+// is each node's own: `--listen name=address`.
+type Listener struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Left out: clear text.
+	Tls *ListenerTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Serve HTTP/3 too, on the UDP port of the same number, and announce it with
+	// Alt-Svc. Needs tls.
+	Http3         bool `protobuf:"varint,3,opt,name=http3,proto3" json:"http3,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listener) Reset() {
+	*x = Listener{}
+	mi := &file_config_v1_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listener) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listener) ProtoMessage() {}
+
+func (x *Listener) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listener.ProtoReflect.Descriptor instead.
+func (*Listener) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Listener) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Listener) GetTls() *ListenerTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *Listener) GetHttp3() bool {
+	if x != nil {
+		return x.Http3
+	}
+	return false
+}
+
+type ListenerTLS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of Certificates. The client's SNI chooses among them; the first is shown
+	// to a client whose SNI names none or that sends none.
+	Certificates []string `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// Verify client certificates. The SNI and the request's host must then agree.
+	ClientCertificates *ClientCertificates `protobuf:"bytes,2,opt,name=client_certificates,json=clientCertificates,proto3" json:"client_certificates,omitempty"`
+	// Default TLS 1.2.
+	MinVersion    TLSVersion `protobuf:"varint,3,opt,name=min_version,json=minVersion,proto3,enum=portcullis.config.v1.TLSVersion" json:"min_version,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenerTLS) Reset() {
+	*x = ListenerTLS{}
+	mi := &file_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenerTLS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenerTLS) ProtoMessage() {}
+
+func (x *ListenerTLS) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenerTLS.ProtoReflect.Descriptor instead.
+func (*ListenerTLS) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ListenerTLS) GetCertificates() []string {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *ListenerTLS) GetClientCertificates() *ClientCertificates {
+	if x != nil {
+		return x.ClientCertificates
+	}
+	return nil
+}
+
+func (x *ListenerTLS) GetMinVersion() TLSVersion {
+	if x != nil {
+		return x.MinVersion
+	}
+	return TLSVersion_TLS_VERSION_UNSPECIFIED
+}
+
+type ClientCertificates struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM of the certificate authorities that may vouch for clients.
+	Ca string `protobuf:"bytes,1,opt,name=ca,proto3" json:"ca,omitempty"`
+	// Let in clients without a certificate too; a policy decides about them. One
+	// that is shown must verify all the same.
+	Optional      bool `protobuf:"varint,2,opt,name=optional,proto3" json:"optional,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClientCertificates) Reset() {
+	*x = ClientCertificates{}
+	mi := &file_config_v1_config_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClientCertificates) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClientCertificates) ProtoMessage() {}
+
+func (x *ClientCertificates) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClientCertificates.ProtoReflect.Descriptor instead.
+func (*ClientCertificates) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *ClientCertificates) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+func (x *ClientCertificates) GetOptional() bool {
+	if x != nil {
+		return x.Optional
+	}
+	return false
+}
+
+// Certificate is what nodes show to clients: given here, or obtained by ACME.
+type Certificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM, leaf first.
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	PrivateKey  string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// A response of the authority's OCSP responder to staple; DER, base64.
+	OcspResponse string `protobuf:"bytes,3,opt,name=ocsp_response,json=ocspResponse,proto3" json:"ocsp_response,omitempty"`
+	// Instead of certificate and private_key.
+	Acme          *ACME `protobuf:"bytes,4,opt,name=acme,proto3" json:"acme,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Certificate) Reset() {
+	*x = Certificate{}
+	mi := &file_config_v1_config_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Certificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Certificate) ProtoMessage() {}
+
+func (x *Certificate) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
+func (*Certificate) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Certificate) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *Certificate) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *Certificate) GetOcspResponse() string {
+	if x != nil {
+		return x.OcspResponse
+	}
+	return ""
+}
+
+func (x *Certificate) GetAcme() *ACME {
+	if x != nil {
+		return x.Acme
+	}
+	return nil
+}
+
+// ACME lets the control plane obtain and renew the certificate (RFC 8555). Nodes
+// answer the challenges on the socket named "http", which the authority must reach
+// as port 80 of every hostname.
+type ACME struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// URL of the directory; https only; default Let's Encrypt.
+	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
+	// Told to the authority, for what it has to say about the account.
+	Email string `protobuf:"bytes,2,opt,name=email,proto3" json:"email,omitempty"`
+	// Exact host names; the certificate is for all of them.
+	Hostnames []string `protobuf:"bytes,3,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
+	// The authority's terms of service are agreed to. Nothing is asked of it without.
+	TermsAgreed bool `protobuf:"varint,4,opt,name=terms_agreed,json=termsAgreed,proto3" json:"terms_agreed,omitempty"`
+	// PEM of the certificate authorities to trust for the directory; the system's
+	// when left out.
+	Ca            string `protobuf:"bytes,5,opt,name=ca,proto3" json:"ca,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ACME) Reset() {
+	*x = ACME{}
+	mi := &file_config_v1_config_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ACME) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ACME) ProtoMessage() {}
+
+func (x *ACME) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ACME.ProtoReflect.Descriptor instead.
+func (*ACME) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ACME) GetDirectory() string {
+	if x != nil {
+		return x.Directory
+	}
+	return ""
+}
+
+func (x *ACME) GetEmail() string {
+	if x != nil {
+		return x.Email
+	}
+	return ""
+}
+
+func (x *ACME) GetHostnames() []string {
+	if x != nil {
+		return x.Hostnames
+	}
+	return nil
+}
+
+func (x *ACME) GetTermsAgreed() bool {
+	if x != nil {
+		return x.TermsAgreed
+	}
+	return false
+}
+
+func (x *ACME) GetCa() string {
+	if x != nil {
+		return x.Ca
+	}
+	return ""
+}
+
+// IssuedCertificate is what ACME has brought, written by the control plane only.
+// Its metadata are the Certificate's.
+type IssuedCertificate struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM, leaf first; empty until the first is issued.
+	Certificate string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	PrivateKey  string                 `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	IssuedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	// Why the last order failed; empty when it did not.
+	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
+	// When the control plane orders again.
+	RefreshAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refresh_at,json=refreshAt,proto3" json:"refresh_at,omitempty"`
+	// What nodes answer to the authority while an order runs (RFC 8555, 8.3).
+	Challenges    []*ACMEChallenge `protobuf:"bytes,6,rep,name=challenges,proto3" json:"challenges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuedCertificate) Reset() {
+	*x = IssuedCertificate{}
+	mi := &file_config_v1_config_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuedCertificate) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuedCertificate) ProtoMessage() {}
+
+func (x *IssuedCertificate) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuedCertificate.ProtoReflect.Descriptor instead.
+func (*IssuedCertificate) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *IssuedCertificate) GetCertificate() string {
+	if x != nil {
+		return x.Certificate
+	}
+	return ""
+}
+
+func (x *IssuedCertificate) GetPrivateKey() string {
+	if x != nil {
+		return x.PrivateKey
+	}
+	return ""
+}
+
+func (x *IssuedCertificate) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *IssuedCertificate) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *IssuedCertificate) GetRefreshAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshAt
+	}
+	return nil
+}
+
+func (x *IssuedCertificate) GetChallenges() []*ACMEChallenge {
+	if x != nil {
+		return x.Challenges
+	}
+	return nil
+}
+
+type ACMEChallenge struct {
+	state            protoimpl.MessageState `protogen:"open.v1"`
+	Token            string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	KeyAuthorization string                 `protobuf:"bytes,2,opt,name=key_authorization,json=keyAuthorization,proto3" json:"key_authorization,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *ACMEChallenge) Reset() {
+	*x = ACMEChallenge{}
+	mi := &file_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ACMEChallenge) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ACMEChallenge) ProtoMessage() {}
+
+func (x *ACMEChallenge) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ACMEChallenge.ProtoReflect.Descriptor instead.
+func (*ACMEChallenge) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ACMEChallenge) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+func (x *ACMEChallenge) GetKeyAuthorization() string {
+	if x != nil {
+		return x.KeyAuthorization
+	}
+	return ""
+}
+
 // RequestLimits bound what one request may make a node hold.
 type RequestLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -568,7 +1425,7 @@ type RequestLimits struct {
 
 func (x *RequestLimits) Reset() {
 	*x = RequestLimits{}
-	mi := &file_config_v1_config_proto_msgTypes[4]
+	mi := &file_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +1437,7 @@ func (x *RequestLimits) String() string {
 func (*RequestLimits) ProtoMessage() {}
 
 func (x *RequestLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[4]
+	mi := &file_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +1450,7 @@ func (x *RequestLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestLimits.ProtoReflect.Descriptor instead.
 func (*RequestLimits) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RequestLimits) GetMaxHeaderBytes() uint32 {
@@ -623,7 +1480,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[5]
+	mi := &file_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -635,7 +1492,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[5]
+	mi := &file_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -648,7 +1505,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Tracing) GetRatio() float64 {
@@ -675,7 +1532,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[6]
+	mi := &file_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -687,7 +1544,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[6]
+	mi := &file_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -700,7 +1557,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AccessLog) GetDisabled() bool {
@@ -726,14 +1583,20 @@ type Route struct {
 	Timeouts   *Timeouts   `protobuf:"bytes,6,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	Revocation *Revocation `protobuf:"bytes,7,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// Among routes that match equally well, the higher priority wins; default 0.
-	Priority      int32 `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
+	Priority int32    `protobuf:"varint,8,opt,name=priority,proto3" json:"priority,omitempty"`
+	Retries  *Retries `protobuf:"bytes,9,opt,name=retries,proto3" json:"retries,omitempty"`
+	Hedging  *Hedging `protobuf:"bytes,10,opt,name=hedging,proto3" json:"hedging,omitempty"`
+	// Upstreams that get a copy of requests; their answers are dropped.
+	Mirrors []*Mirror `protobuf:"bytes,11,rep,name=mirrors,proto3" json:"mirrors,omitempty"`
+	// What is shed first when an upstream or a node is overloaded.
+	Criticality   Criticality `protobuf:"varint,12,opt,name=criticality,proto3,enum=portcullis.config.v1.Criticality" json:"criticality,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_config_v1_config_proto_msgTypes[7]
+	mi := &file_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -745,7 +1608,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[7]
+	mi := &file_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -758,7 +1621,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Route) GetPublic() bool {
@@ -817,6 +1680,230 @@ func (x *Route) GetPriority() int32 {
 	return 0
 }
 
+func (x *Route) GetRetries() *Retries {
+	if x != nil {
+		return x.Retries
+	}
+	return nil
+}
+
+func (x *Route) GetHedging() *Hedging {
+	if x != nil {
+		return x.Hedging
+	}
+	return nil
+}
+
+func (x *Route) GetMirrors() []*Mirror {
+	if x != nil {
+		return x.Mirrors
+	}
+	return nil
+}
+
+func (x *Route) GetCriticality() Criticality {
+	if x != nil {
+		return x.Criticality
+	}
+	return Criticality_CRITICALITY_UNSPECIFIED
+}
+
+// Retries send a request once more when an attempt failed and nothing of an answer
+// has gone to the client. A request that provably was not processed, because no
+// connection could be made, is always tried again, without this. Each
+// retry counts against the upstream's retry budget.
+type Retries struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attempts beyond the first; default 1, at most 5.
+	Attempts uint32 `protobuf:"varint,1,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// Default: reset, unavailable.
+	On []RetryOn `protobuf:"varint,2,rep,packed,name=on,proto3,enum=portcullis.config.v1.RetryOn" json:"on,omitempty"`
+	// Also on these statuses, 400 to 599.
+	Statuses []uint32 `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
+	// Also for methods that are not idempotent (RFC 9110, 9.2.2): the upstream may
+	// then do things twice.
+	NonIdempotent bool `protobuf:"varint,4,opt,name=non_idempotent,json=nonIdempotent,proto3" json:"non_idempotent,omitempty"`
+	// Wait before the first retry, with full jitter; doubles; default 25ms.
+	Backoff       *durationpb.Duration `protobuf:"bytes,5,opt,name=backoff,proto3" json:"backoff,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retries) Reset() {
+	*x = Retries{}
+	mi := &file_config_v1_config_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retries) ProtoMessage() {}
+
+func (x *Retries) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retries.ProtoReflect.Descriptor instead.
+func (*Retries) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Retries) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Retries) GetOn() []RetryOn {
+	if x != nil {
+		return x.On
+	}
+	return nil
+}
+
+func (x *Retries) GetStatuses() []uint32 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+func (x *Retries) GetNonIdempotent() bool {
+	if x != nil {
+		return x.NonIdempotent
+	}
+	return false
+}
+
+func (x *Retries) GetBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.Backoff
+	}
+	return nil
+}
+
+// Hedging sends an idempotent request without body to another endpoint too when
+// the first has not answered in time; the first answer wins. Each hedge counts
+// against the upstream's retry budget.
+type Hedging struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Delay *durationpb.Duration   `protobuf:"bytes,1,opt,name=delay,proto3" json:"delay,omitempty"`
+	// Additional attempts, each after another delay; default 1, at most 3.
+	Attempts      uint32 `protobuf:"varint,2,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Hedging) Reset() {
+	*x = Hedging{}
+	mi := &file_config_v1_config_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Hedging) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Hedging) ProtoMessage() {}
+
+func (x *Hedging) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Hedging.ProtoReflect.Descriptor instead.
+func (*Hedging) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Hedging) GetDelay() *durationpb.Duration {
+	if x != nil {
+		return x.Delay
+	}
+	return nil
+}
+
+func (x *Hedging) GetAttempts() uint32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+type Mirror struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of an Upstream.
+	Upstream string `protobuf:"bytes,1,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	// Share of requests, 0 to 1; default 1.
+	Ratio         *float64 `protobuf:"fixed64,2,opt,name=ratio,proto3,oneof" json:"ratio,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mirror) Reset() {
+	*x = Mirror{}
+	mi := &file_config_v1_config_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mirror) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mirror) ProtoMessage() {}
+
+func (x *Mirror) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
+func (*Mirror) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Mirror) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *Mirror) GetRatio() float64 {
+	if x != nil && x.Ratio != nil {
+		return *x.Ratio
+	}
+	return 0
+}
+
 // Match holds when all that it names holds.
 type Match struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -831,7 +1918,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_config_v1_config_proto_msgTypes[8]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +1930,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[8]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +1943,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Match) GetPath() *PathMatch {
@@ -901,7 +1988,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[9]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -913,7 +2000,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[9]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -926,7 +2013,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PathMatch) GetKind() isPathMatch_Kind {
@@ -1004,7 +2091,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[10]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +2103,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[10]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +2116,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -1086,14 +2173,16 @@ type Backend struct {
 	// Name of an Upstream.
 	Upstream string `protobuf:"bytes,1,opt,name=upstream,proto3" json:"upstream,omitempty"`
 	// Share of requests relative to the route's other backends; default 1.
-	Weight        *uint32 `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	Weight *uint32 `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	// Only the endpoints with all of these labels.
+	Subset        map[string]string `protobuf:"bytes,3,rep,name=subset,proto3" json:"subset,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_config_v1_config_proto_msgTypes[11]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +2194,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[11]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +2207,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Backend) GetUpstream() string {
@@ -1135,17 +2224,33 @@ func (x *Backend) GetWeight() uint32 {
 	return 0
 }
 
+func (x *Backend) GetSubset() map[string]string {
+	if x != nil {
+		return x.Subset
+	}
+	return nil
+}
+
 type Timeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// From the request's last header byte to the answer's first; default 30s.
-	Request       *durationpb.Duration `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// From the request's last header byte to the answer's first, all attempts
+	// included; default 30s. A shorter grpc-timeout of the caller holds too. What is
+	// left goes to the upstream as grpc-timeout with gRPC, else in the header
+	// deadline_header.
+	Request *durationpb.Duration `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// The same for one attempt; default: request.
+	Attempt *durationpb.Duration `protobuf:"bytes,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Longest silence of an answer's body or an upgraded connection; default 5m.
+	Idle *durationpb.Duration `protobuf:"bytes,3,opt,name=idle,proto3" json:"idle,omitempty"`
+	// Header that tells the upstream how many milliseconds are left; none by default.
+	DeadlineHeader string `protobuf:"bytes,4,opt,name=deadline_header,json=deadlineHeader,proto3" json:"deadline_header,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_config_v1_config_proto_msgTypes[12]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1157,7 +2262,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[12]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1170,7 +2275,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Timeouts) GetRequest() *durationpb.Duration {
@@ -1178,6 +2283,27 @@ func (x *Timeouts) GetRequest() *durationpb.Duration {
 		return x.Request
 	}
 	return nil
+}
+
+func (x *Timeouts) GetAttempt() *durationpb.Duration {
+	if x != nil {
+		return x.Attempt
+	}
+	return nil
+}
+
+func (x *Timeouts) GetIdle() *durationpb.Duration {
+	if x != nil {
+		return x.Idle
+	}
+	return nil
+}
+
+func (x *Timeouts) GetDeadlineHeader() string {
+	if x != nil {
+		return x.DeadlineHeader
+	}
+	return ""
 }
 
 // Revocation bounds how stale a node's knowledge of revocations may be when it
@@ -1192,7 +2318,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_config_v1_config_proto_msgTypes[13]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +2330,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[13]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +2343,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Revocation) GetMaxStaleness() *durationpb.Duration {
@@ -1243,14 +2369,26 @@ type Upstream struct {
 	// In the workspace "default": routes of every workspace may use the upstream,
 	// with the certificate that its nodes show to it. Elsewhere it has no effect and
 	// is refused.
-	Shared        bool `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Shared              bool                 `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	Protocol            UpstreamProtocol     `protobuf:"varint,5,opt,name=protocol,proto3,enum=portcullis.config.v1.UpstreamProtocol" json:"protocol,omitempty"`
+	Balance             *Balance             `protobuf:"bytes,6,opt,name=balance,proto3" json:"balance,omitempty"`
+	HealthCheck         *HealthCheck         `protobuf:"bytes,7,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
+	OutlierDetection    *OutlierDetection    `protobuf:"bytes,8,opt,name=outlier_detection,json=outlierDetection,proto3" json:"outlier_detection,omitempty"`
+	CircuitBreaker      *CircuitBreaker      `protobuf:"bytes,9,opt,name=circuit_breaker,json=circuitBreaker,proto3" json:"circuit_breaker,omitempty"`
+	AdaptiveConcurrency *AdaptiveConcurrency `protobuf:"bytes,10,opt,name=adaptive_concurrency,json=adaptiveConcurrency,proto3" json:"adaptive_concurrency,omitempty"`
+	RetryBudget         *RetryBudget         `protobuf:"bytes,11,opt,name=retry_budget,json=retryBudget,proto3" json:"retry_budget,omitempty"`
+	// When less than this share of the endpoints is usable, health is ignored and all
+	// are used: too few would only fall over too; 0 to 1, default 0.5. 0 never
+	// ignores health.
+	PanicThreshold *float64 `protobuf:"fixed64,12,opt,name=panic_threshold,json=panicThreshold,proto3,oneof" json:"panic_threshold,omitempty"`
+	Dns            *DNS     `protobuf:"bytes,13,opt,name=dns,proto3" json:"dns,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_config_v1_config_proto_msgTypes[14]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1262,7 +2400,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[14]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1275,7 +2413,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Upstream) GetEndpoints() []*Endpoint {
@@ -1306,20 +2444,964 @@ func (x *Upstream) GetShared() bool {
 	return false
 }
 
+func (x *Upstream) GetProtocol() UpstreamProtocol {
+	if x != nil {
+		return x.Protocol
+	}
+	return UpstreamProtocol_UPSTREAM_PROTOCOL_UNSPECIFIED
+}
+
+func (x *Upstream) GetBalance() *Balance {
+	if x != nil {
+		return x.Balance
+	}
+	return nil
+}
+
+func (x *Upstream) GetHealthCheck() *HealthCheck {
+	if x != nil {
+		return x.HealthCheck
+	}
+	return nil
+}
+
+func (x *Upstream) GetOutlierDetection() *OutlierDetection {
+	if x != nil {
+		return x.OutlierDetection
+	}
+	return nil
+}
+
+func (x *Upstream) GetCircuitBreaker() *CircuitBreaker {
+	if x != nil {
+		return x.CircuitBreaker
+	}
+	return nil
+}
+
+func (x *Upstream) GetAdaptiveConcurrency() *AdaptiveConcurrency {
+	if x != nil {
+		return x.AdaptiveConcurrency
+	}
+	return nil
+}
+
+func (x *Upstream) GetRetryBudget() *RetryBudget {
+	if x != nil {
+		return x.RetryBudget
+	}
+	return nil
+}
+
+func (x *Upstream) GetPanicThreshold() float64 {
+	if x != nil && x.PanicThreshold != nil {
+		return *x.PanicThreshold
+	}
+	return 0
+}
+
+func (x *Upstream) GetDns() *DNS {
+	if x != nil {
+		return x.Dns
+	}
+	return nil
+}
+
+// Balance says how an endpoint is chosen among those that are usable.
+type Balance struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Algorithm Algorithm              `protobuf:"varint,1,opt,name=algorithm,proto3,enum=portcullis.config.v1.Algorithm" json:"algorithm,omitempty"`
+	// What is hashed, for ring_hash and bounded_load: the first of these that the
+	// request has. Without any, the client's address.
+	Hash []*HashKey `protobuf:"bytes,2,rep,name=hash,proto3" json:"hash,omitempty"`
+	// For bounded_load: no endpoint gets more than this times the mean of the
+	// requests in flight; default 1.25, at least 1.
+	LoadFactor *float64 `protobuf:"fixed64,3,opt,name=load_factor,json=loadFactor,proto3,oneof" json:"load_factor,omitempty"`
+	// An endpoint that is new or usable again gets its full share only after so long.
+	SlowStart *durationpb.Duration `protobuf:"bytes,4,opt,name=slow_start,json=slowStart,proto3" json:"slow_start,omitempty"`
+	// Keep to endpoints of the node's own zone (`--zone`); what they cannot take, by
+	// their number and health, spills over to the others.
+	ZoneAware     bool      `protobuf:"varint,5,opt,name=zone_aware,json=zoneAware,proto3" json:"zone_aware,omitempty"`
+	Affinity      *Affinity `protobuf:"bytes,6,opt,name=affinity,proto3" json:"affinity,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Balance) Reset() {
+	*x = Balance{}
+	mi := &file_config_v1_config_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Balance) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Balance) ProtoMessage() {}
+
+func (x *Balance) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Balance.ProtoReflect.Descriptor instead.
+func (*Balance) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Balance) GetAlgorithm() Algorithm {
+	if x != nil {
+		return x.Algorithm
+	}
+	return Algorithm_ALGORITHM_UNSPECIFIED
+}
+
+func (x *Balance) GetHash() []*HashKey {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *Balance) GetLoadFactor() float64 {
+	if x != nil && x.LoadFactor != nil {
+		return *x.LoadFactor
+	}
+	return 0
+}
+
+func (x *Balance) GetSlowStart() *durationpb.Duration {
+	if x != nil {
+		return x.SlowStart
+	}
+	return nil
+}
+
+func (x *Balance) GetZoneAware() bool {
+	if x != nil {
+		return x.ZoneAware
+	}
+	return false
+}
+
+func (x *Balance) GetAffinity() *Affinity {
+	if x != nil {
+		return x.Affinity
+	}
+	return nil
+}
+
+type HashKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*HashKey_Header
+	//	*HashKey_Cookie
+	//	*HashKey_Address
+	//	*HashKey_Claim
+	Kind          isHashKey_Kind `protobuf_oneof:"kind"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HashKey) Reset() {
+	*x = HashKey{}
+	mi := &file_config_v1_config_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HashKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HashKey) ProtoMessage() {}
+
+func (x *HashKey) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HashKey.ProtoReflect.Descriptor instead.
+func (*HashKey) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *HashKey) GetKind() isHashKey_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *HashKey) GetHeader() string {
+	if x != nil {
+		if x, ok := x.Kind.(*HashKey_Header); ok {
+			return x.Header
+		}
+	}
+	return ""
+}
+
+func (x *HashKey) GetCookie() string {
+	if x != nil {
+		if x, ok := x.Kind.(*HashKey_Cookie); ok {
+			return x.Cookie
+		}
+	}
+	return ""
+}
+
+func (x *HashKey) GetAddress() bool {
+	if x != nil {
+		if x, ok := x.Kind.(*HashKey_Address); ok {
+			return x.Address
+		}
+	}
+	return false
+}
+
+func (x *HashKey) GetClaim() string {
+	if x != nil {
+		if x, ok := x.Kind.(*HashKey_Claim); ok {
+			return x.Claim
+		}
+	}
+	return ""
+}
+
+type isHashKey_Kind interface {
+	isHashKey_Kind()
+}
+
+type HashKey_Header struct {
+	Header string `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type HashKey_Cookie struct {
+	Cookie string `protobuf:"bytes,2,opt,name=cookie,proto3,oneof"`
+}
+
+type HashKey_Address struct {
+	// The client's address.
+	Address bool `protobuf:"varint,3,opt,name=address,proto3,oneof"`
+}
+
+type HashKey_Claim struct {
+	// A claim of the caller's token; dots descend into objects.
+	Claim string `protobuf:"bytes,4,opt,name=claim,proto3,oneof"`
+}
+
+func (*HashKey_Header) isHashKey_Kind() {}
+
+func (*HashKey_Cookie) isHashKey_Kind() {}
+
+func (*HashKey_Address) isHashKey_Kind() {}
+
+func (*HashKey_Claim) isHashKey_Kind() {}
+
+// Affinity keeps a client on one endpoint by a cookie that the gateway sets; as
+// long as that endpoint is usable it precedes the algorithm.
+type Affinity struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Name of the cookie; default "portcullis-affinity".
+	Cookie string `protobuf:"bytes,1,opt,name=cookie,proto3" json:"cookie,omitempty"`
+	// Default: until the browser closes.
+	MaxAge        *durationpb.Duration `protobuf:"bytes,2,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Affinity) Reset() {
+	*x = Affinity{}
+	mi := &file_config_v1_config_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Affinity) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Affinity) ProtoMessage() {}
+
+func (x *Affinity) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
+func (*Affinity) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *Affinity) GetCookie() string {
+	if x != nil {
+		return x.Cookie
+	}
+	return ""
+}
+
+func (x *Affinity) GetMaxAge() *durationpb.Duration {
+	if x != nil {
+		return x.MaxAge
+	}
+	return nil
+}
+
+// HealthCheck asks each endpoint whether it is well. Each node asks for itself.
+type HealthCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Kind:
+	//
+	//	*HealthCheck_Http
+	//	*HealthCheck_Grpc
+	//	*HealthCheck_Tcp
+	Kind isHealthCheck_Kind `protobuf_oneof:"kind"`
+	// Default 5s, with jitter.
+	Interval *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Default 2s.
+	Timeout *durationpb.Duration `protobuf:"bytes,5,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// Checks in a row that make an endpoint usable again; default 2.
+	Healthy uint32 `protobuf:"varint,6,opt,name=healthy,proto3" json:"healthy,omitempty"`
+	// Checks in a row that take an endpoint out; default 3.
+	Unhealthy     uint32 `protobuf:"varint,7,opt,name=unhealthy,proto3" json:"unhealthy,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HealthCheck) Reset() {
+	*x = HealthCheck{}
+	mi := &file_config_v1_config_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HealthCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HealthCheck) ProtoMessage() {}
+
+func (x *HealthCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
+func (*HealthCheck) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *HealthCheck) GetKind() isHealthCheck_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetHttp() *HTTPCheck {
+	if x != nil {
+		if x, ok := x.Kind.(*HealthCheck_Http); ok {
+			return x.Http
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetGrpc() *GRPCCheck {
+	if x != nil {
+		if x, ok := x.Kind.(*HealthCheck_Grpc); ok {
+			return x.Grpc
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTcp() *TCPCheck {
+	if x != nil {
+		if x, ok := x.Kind.(*HealthCheck_Tcp); ok {
+			return x.Tcp
+		}
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *HealthCheck) GetHealthy() uint32 {
+	if x != nil {
+		return x.Healthy
+	}
+	return 0
+}
+
+func (x *HealthCheck) GetUnhealthy() uint32 {
+	if x != nil {
+		return x.Unhealthy
+	}
+	return 0
+}
+
+type isHealthCheck_Kind interface {
+	isHealthCheck_Kind()
+}
+
+type HealthCheck_Http struct {
+	Http *HTTPCheck `protobuf:"bytes,1,opt,name=http,proto3,oneof"`
+}
+
+type HealthCheck_Grpc struct {
+	Grpc *GRPCCheck `protobuf:"bytes,2,opt,name=grpc,proto3,oneof"`
+}
+
+type HealthCheck_Tcp struct {
+	Tcp *TCPCheck `protobuf:"bytes,3,opt,name=tcp,proto3,oneof"`
+}
+
+func (*HealthCheck_Http) isHealthCheck_Kind() {}
+
+func (*HealthCheck_Grpc) isHealthCheck_Kind() {}
+
+func (*HealthCheck_Tcp) isHealthCheck_Kind() {}
+
+type HTTPCheck struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path and query; default "/".
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Host field; default: the endpoint's.
+	Host string `protobuf:"bytes,2,opt,name=host,proto3" json:"host,omitempty"`
+	// Statuses of an endpoint that is well; default 200 to 299.
+	Statuses      []uint32 `protobuf:"varint,3,rep,packed,name=statuses,proto3" json:"statuses,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HTTPCheck) Reset() {
+	*x = HTTPCheck{}
+	mi := &file_config_v1_config_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HTTPCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HTTPCheck) ProtoMessage() {}
+
+func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HTTPCheck.ProtoReflect.Descriptor instead.
+func (*HTTPCheck) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *HTTPCheck) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *HTTPCheck) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *HTTPCheck) GetStatuses() []uint32 {
+	if x != nil {
+		return x.Statuses
+	}
+	return nil
+}
+
+// GRPCCheck is that of grpc.health.v1.
+type GRPCCheck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GRPCCheck) Reset() {
+	*x = GRPCCheck{}
+	mi := &file_config_v1_config_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GRPCCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GRPCCheck) ProtoMessage() {}
+
+func (x *GRPCCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GRPCCheck.ProtoReflect.Descriptor instead.
+func (*GRPCCheck) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *GRPCCheck) GetService() string {
+	if x != nil {
+		return x.Service
+	}
+	return ""
+}
+
+// TCPCheck only connects.
+type TCPCheck struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TCPCheck) Reset() {
+	*x = TCPCheck{}
+	mi := &file_config_v1_config_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TCPCheck) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TCPCheck) ProtoMessage() {}
+
+func (x *TCPCheck) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TCPCheck.ProtoReflect.Descriptor instead.
+func (*TCPCheck) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
+}
+
+// OutlierDetection takes out an endpoint whose answers are worse than they should
+// be, as live traffic shows: connections that fail, resets, timeouts and 5xx.
+type OutlierDetection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Failures in a row; default 5.
+	ConsecutiveFailures uint32 `protobuf:"varint,1,opt,name=consecutive_failures,json=consecutiveFailures,proto3" json:"consecutive_failures,omitempty"`
+	// Share of failures in an interval, 0 to 1; default 0.5.
+	FailureRatio *float64 `protobuf:"fixed64,2,opt,name=failure_ratio,json=failureRatio,proto3,oneof" json:"failure_ratio,omitempty"`
+	// Requests that an interval must have for failure_ratio; default 20.
+	MinRequests uint32 `protobuf:"varint,3,opt,name=min_requests,json=minRequests,proto3" json:"min_requests,omitempty"`
+	// Default 10s.
+	Interval *durationpb.Duration `protobuf:"bytes,4,opt,name=interval,proto3" json:"interval,omitempty"`
+	// How long an endpoint is out, times how often it was lately; default 10s.
+	Ejection *durationpb.Duration `protobuf:"bytes,5,opt,name=ejection,proto3" json:"ejection,omitempty"`
+	// Default 5m.
+	MaxEjection *durationpb.Duration `protobuf:"bytes,6,opt,name=max_ejection,json=maxEjection,proto3" json:"max_ejection,omitempty"`
+	// At most this share of the endpoints is out at once, but always one may be;
+	// default 0.5.
+	MaxEjected    *float64 `protobuf:"fixed64,7,opt,name=max_ejected,json=maxEjected,proto3,oneof" json:"max_ejected,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OutlierDetection) Reset() {
+	*x = OutlierDetection{}
+	mi := &file_config_v1_config_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OutlierDetection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OutlierDetection) ProtoMessage() {}
+
+func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
+func (*OutlierDetection) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *OutlierDetection) GetConsecutiveFailures() uint32 {
+	if x != nil {
+		return x.ConsecutiveFailures
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetFailureRatio() float64 {
+	if x != nil && x.FailureRatio != nil {
+		return *x.FailureRatio
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetMinRequests() uint32 {
+	if x != nil {
+		return x.MinRequests
+	}
+	return 0
+}
+
+func (x *OutlierDetection) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetEjection() *durationpb.Duration {
+	if x != nil {
+		return x.Ejection
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetMaxEjection() *durationpb.Duration {
+	if x != nil {
+		return x.MaxEjection
+	}
+	return nil
+}
+
+func (x *OutlierDetection) GetMaxEjected() float64 {
+	if x != nil && x.MaxEjected != nil {
+		return *x.MaxEjected
+	}
+	return 0
+}
+
+// CircuitBreaker bounds what one node lays on the upstream. What is beyond is
+// refused at once. 0 means no bound.
+type CircuitBreaker struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	MaxConnections uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	// Requests that wait for a connection.
+	MaxPending uint32 `protobuf:"varint,2,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
+	// Requests in flight.
+	MaxRequests   uint32 `protobuf:"varint,3,opt,name=max_requests,json=maxRequests,proto3" json:"max_requests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CircuitBreaker) Reset() {
+	*x = CircuitBreaker{}
+	mi := &file_config_v1_config_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CircuitBreaker) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CircuitBreaker) ProtoMessage() {}
+
+func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
+func (*CircuitBreaker) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *CircuitBreaker) GetMaxConnections() uint32 {
+	if x != nil {
+		return x.MaxConnections
+	}
+	return 0
+}
+
+func (x *CircuitBreaker) GetMaxPending() uint32 {
+	if x != nil {
+		return x.MaxPending
+	}
+	return 0
+}
+
+func (x *CircuitBreaker) GetMaxRequests() uint32 {
+	if x != nil {
+		return x.MaxRequests
+	}
+	return 0
+}
+
+// AdaptiveConcurrency finds by itself how many requests the upstream can take at
+// once from one node, from how its latency grows (gradient), and sheds what is
+// beyond, the least critical first.
+type AdaptiveConcurrency struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default 10.
+	Min uint32 `protobuf:"varint,1,opt,name=min,proto3" json:"min,omitempty"`
+	// Default 1000.
+	Max           uint32 `protobuf:"varint,2,opt,name=max,proto3" json:"max,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdaptiveConcurrency) Reset() {
+	*x = AdaptiveConcurrency{}
+	mi := &file_config_v1_config_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdaptiveConcurrency) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdaptiveConcurrency) ProtoMessage() {}
+
+func (x *AdaptiveConcurrency) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdaptiveConcurrency.ProtoReflect.Descriptor instead.
+func (*AdaptiveConcurrency) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *AdaptiveConcurrency) GetMin() uint32 {
+	if x != nil {
+		return x.Min
+	}
+	return 0
+}
+
+func (x *AdaptiveConcurrency) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+// RetryBudget bounds retries and hedges as a share of the requests in flight, so
+// that they cannot multiply the load on an upstream that fails.
+type RetryBudget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Default 0.2.
+	Ratio *float64 `protobuf:"fixed64,1,opt,name=ratio,proto3,oneof" json:"ratio,omitempty"`
+	// So many at once are always allowed; default 3.
+	Min           *uint32 `protobuf:"varint,2,opt,name=min,proto3,oneof" json:"min,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryBudget) Reset() {
+	*x = RetryBudget{}
+	mi := &file_config_v1_config_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryBudget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryBudget) ProtoMessage() {}
+
+func (x *RetryBudget) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryBudget.ProtoReflect.Descriptor instead.
+func (*RetryBudget) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *RetryBudget) GetRatio() float64 {
+	if x != nil && x.Ratio != nil {
+		return *x.Ratio
+	}
+	return 0
+}
+
+func (x *RetryBudget) GetMin() uint32 {
+	if x != nil && x.Min != nil {
+		return *x.Min
+	}
+	return 0
+}
+
+// DNS says how endpoints with `resolve` are looked up.
+type DNS struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How often; default 10s. Answers that fail leave what was there.
+	Refresh *durationpb.Duration `protobuf:"bytes,1,opt,name=refresh,proto3" json:"refresh,omitempty"`
+	// Server as address:port; the system's when left out.
+	Server        string `protobuf:"bytes,2,opt,name=server,proto3" json:"server,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DNS) Reset() {
+	*x = DNS{}
+	mi := &file_config_v1_config_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DNS) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DNS) ProtoMessage() {}
+
+func (x *DNS) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DNS.ProtoReflect.Descriptor instead.
+func (*DNS) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DNS) GetRefresh() *durationpb.Duration {
+	if x != nil {
+		return x.Refresh
+	}
+	return nil
+}
+
+func (x *DNS) GetServer() string {
+	if x != nil {
+		return x.Server
+	}
+	return ""
+}
+
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// http://host:port or https://host:port, without path.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// Relative share; default 1. 0 takes the endpoint out.
-	Weight        *uint32           `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
-	Labels        map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Weight  *uint32           `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	Labels  map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Resolve Resolve           `protobuf:"varint,4,opt,name=resolve,proto3,enum=portcullis.config.v1.Resolve" json:"resolve,omitempty"`
+	// Where the endpoint stands, for balance.zone_aware.
+	Zone          string `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[15]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1331,7 +3413,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[15]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1344,7 +3426,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *Endpoint) GetUrl() string {
@@ -1368,6 +3450,20 @@ func (x *Endpoint) GetLabels() map[string]string {
 	return nil
 }
 
+func (x *Endpoint) GetResolve() Resolve {
+	if x != nil {
+		return x.Resolve
+	}
+	return Resolve_RESOLVE_UNSPECIFIED
+}
+
+func (x *Endpoint) GetZone() string {
+	if x != nil {
+		return x.Zone
+	}
+	return ""
+}
+
 type UpstreamTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM of the certificate authorities to trust; the system's when left out.
@@ -1375,15 +3471,18 @@ type UpstreamTLS struct {
 	// Name to verify and send as SNI; the endpoint's host when left out.
 	ServerName string `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// PEM certificate and key that the node shows to the upstream.
-	Certificate   string `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	PrivateKey    string `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	Certificate string `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	PrivateKey  string `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// SHA-256 of the SubjectPublicKeyInfo of a certificate in the upstream's verified
+	// chain, base64; any of them must be there (RFC 7469, 2.4).
+	Pins          []string `protobuf:"bytes,5,rep,name=pins,proto3" json:"pins,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_config_v1_config_proto_msgTypes[16]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +3494,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[16]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +3507,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *UpstreamTLS) GetCa() string {
@@ -1439,6 +3538,13 @@ func (x *UpstreamTLS) GetPrivateKey() string {
 	return ""
 }
 
+func (x *UpstreamTLS) GetPins() []string {
+	if x != nil {
+		return x.Pins
+	}
+	return nil
+}
+
 type UpstreamTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default 5s.
@@ -1451,7 +3557,7 @@ type UpstreamTimeouts struct {
 
 func (x *UpstreamTimeouts) Reset() {
 	*x = UpstreamTimeouts{}
-	mi := &file_config_v1_config_proto_msgTypes[17]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +3569,7 @@ func (x *UpstreamTimeouts) String() string {
 func (*UpstreamTimeouts) ProtoMessage() {}
 
 func (x *UpstreamTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[17]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +3582,7 @@ func (x *UpstreamTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTimeouts.ProtoReflect.Descriptor instead.
 func (*UpstreamTimeouts) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpstreamTimeouts) GetConnect() *durationpb.Duration {
@@ -1512,7 +3618,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_config_v1_config_proto_msgTypes[18]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1524,7 +3630,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[18]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1537,7 +3643,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Policy) GetKind() isPolicy_Kind {
@@ -1655,7 +3761,7 @@ type JWT struct {
 
 func (x *JWT) Reset() {
 	*x = JWT{}
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +3773,7 @@ func (x *JWT) String() string {
 func (*JWT) ProtoMessage() {}
 
 func (x *JWT) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +3786,7 @@ func (x *JWT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWT.ProtoReflect.Descriptor instead.
 func (*JWT) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *JWT) GetIssuers() []string {
@@ -1710,7 +3816,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +3828,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +3841,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *APIKey) GetHeader() string {
@@ -1764,7 +3870,7 @@ type Authorize struct {
 
 func (x *Authorize) Reset() {
 	*x = Authorize{}
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1776,7 +3882,7 @@ func (x *Authorize) String() string {
 func (*Authorize) ProtoMessage() {}
 
 func (x *Authorize) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1789,7 +3895,7 @@ func (x *Authorize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorize.ProtoReflect.Descriptor instead.
 func (*Authorize) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *Authorize) GetRules() []*AuthorizeRule {
@@ -1817,7 +3923,7 @@ type AuthorizeRule struct {
 
 func (x *AuthorizeRule) Reset() {
 	*x = AuthorizeRule{}
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1829,7 +3935,7 @@ func (x *AuthorizeRule) String() string {
 func (*AuthorizeRule) ProtoMessage() {}
 
 func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1842,7 +3948,7 @@ func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeRule.ProtoReflect.Descriptor instead.
 func (*AuthorizeRule) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AuthorizeRule) GetName() string {
@@ -1895,7 +4001,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1907,7 +4013,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1920,7 +4026,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *RateLimit) GetKey() string {
@@ -1959,7 +4065,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +4077,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +4090,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *Limit) GetName() string {
@@ -2026,7 +4132,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2038,7 +4144,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2051,7 +4157,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Headers) GetRequest() *HeaderChanges {
@@ -2080,7 +4186,7 @@ type HeaderChanges struct {
 
 func (x *HeaderChanges) Reset() {
 	*x = HeaderChanges{}
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2092,7 +4198,7 @@ func (x *HeaderChanges) String() string {
 func (*HeaderChanges) ProtoMessage() {}
 
 func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2105,7 +4211,7 @@ func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
 func (*HeaderChanges) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *HeaderChanges) GetRemove() []string {
@@ -2160,7 +4266,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +4278,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +4291,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -2275,7 +4381,7 @@ type ClaimNames struct {
 
 func (x *ClaimNames) Reset() {
 	*x = ClaimNames{}
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2287,7 +4393,7 @@ func (x *ClaimNames) String() string {
 func (*ClaimNames) ProtoMessage() {}
 
 func (x *ClaimNames) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2300,7 +4406,7 @@ func (x *ClaimNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimNames.ProtoReflect.Descriptor instead.
 func (*ClaimNames) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ClaimNames) GetScopes() string {
@@ -2349,7 +4455,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2361,7 +4467,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2374,7 +4480,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *KeySet) GetKeys() []*Key {
@@ -2425,7 +4531,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2437,7 +4543,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2450,7 +4556,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Key) GetKid() string {
@@ -2490,7 +4596,7 @@ type Application struct {
 
 func (x *Application) Reset() {
 	*x = Application{}
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2502,7 +4608,7 @@ func (x *Application) String() string {
 func (*Application) ProtoMessage() {}
 
 func (x *Application) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2515,7 +4621,7 @@ func (x *Application) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Application.ProtoReflect.Descriptor instead.
 func (*Application) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Application) GetDescription() string {
@@ -2572,7 +4678,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2584,7 +4690,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2597,7 +4703,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Credential) GetApplication() string {
@@ -2666,7 +4772,7 @@ type APIKeyCredential struct {
 
 func (x *APIKeyCredential) Reset() {
 	*x = APIKeyCredential{}
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2678,7 +4784,7 @@ func (x *APIKeyCredential) String() string {
 func (*APIKeyCredential) ProtoMessage() {}
 
 func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2691,7 +4797,7 @@ func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKeyCredential.ProtoReflect.Descriptor instead.
 func (*APIKeyCredential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *APIKeyCredential) GetSha256() []byte {
@@ -2734,7 +4840,7 @@ var File_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x16config/v1/config.proto\x12\x14portcullis.config.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf1\x04\n" +
+	"\x16config/v1/config.proto\x12\x14portcullis.config.v1\x1a google/protobuf/descriptor.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x06\n" +
 	"\bResource\x12:\n" +
 	"\bmetadata\x18\x01 \x01(\v2\x1e.portcullis.config.v1.MetadataR\bmetadata\x12?\n" +
 	"\tworkspace\x18\n" +
@@ -2748,7 +4854,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"credential\x18\x11 \x01(\v2 .portcullis.config.v1.CredentialH\x00R\n" +
 	"credential\x127\n" +
-	"\akey_set\x18\x12 \x01(\v2\x1c.portcullis.config.v1.KeySetH\x00R\x06keySetB\x06\n" +
+	"\akey_set\x18\x12 \x01(\v2\x1c.portcullis.config.v1.KeySetH\x00R\x06keySet\x12E\n" +
+	"\vcertificate\x18\x13 \x01(\v2!.portcullis.config.v1.CertificateH\x00R\vcertificate\x12X\n" +
+	"\x12issued_certificate\x18\x14 \x01(\v2'.portcullis.config.v1.IssuedCertificateH\x00R\x11issuedCertificateB\x06\n" +
 	"\x04spec\"\xbb\x01\n" +
 	"\bMetadata\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x12\n" +
@@ -2760,14 +4868,53 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\tWorkspace\x12 \n" +
 	"\vdescription\x18\x01 \x01(\tR\vdescription\x128\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x1c.portcullis.config.v1.PolicyR\bpolicies\x12\x1c\n" +
-	"\thostnames\x18\x03 \x03(\tR\thostnames\"\xa2\x02\n" +
+	"\thostnames\x18\x03 \x03(\tR\thostnames\"\xe0\x02\n" +
 	"\aGateway\x12'\n" +
 	"\x0ftrusted_proxies\x18\x01 \x03(\tR\x0etrustedProxies\x128\n" +
 	"\bpolicies\x18\x02 \x03(\v2\x1c.portcullis.config.v1.PolicyR\bpolicies\x12;\n" +
 	"\x06limits\x18\x03 \x01(\v2#.portcullis.config.v1.RequestLimitsR\x06limits\x127\n" +
 	"\atracing\x18\x04 \x01(\v2\x1d.portcullis.config.v1.TracingR\atracing\x12>\n" +
 	"\n" +
-	"access_log\x18\x05 \x01(\v2\x1f.portcullis.config.v1.AccessLogR\taccessLog\"_\n" +
+	"access_log\x18\x05 \x01(\v2\x1f.portcullis.config.v1.AccessLogR\taccessLog\x12<\n" +
+	"\tlisteners\x18\x06 \x03(\v2\x1e.portcullis.config.v1.ListenerR\tlisteners\"i\n" +
+	"\bListener\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x123\n" +
+	"\x03tls\x18\x02 \x01(\v2!.portcullis.config.v1.ListenerTLSR\x03tls\x12\x14\n" +
+	"\x05http3\x18\x03 \x01(\bR\x05http3\"\xcf\x01\n" +
+	"\vListenerTLS\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\tR\fcertificates\x12Y\n" +
+	"\x13client_certificates\x18\x02 \x01(\v2(.portcullis.config.v1.ClientCertificatesR\x12clientCertificates\x12A\n" +
+	"\vmin_version\x18\x03 \x01(\x0e2 .portcullis.config.v1.TLSVersionR\n" +
+	"minVersion\"@\n" +
+	"\x12ClientCertificates\x12\x0e\n" +
+	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x1a\n" +
+	"\boptional\x18\x02 \x01(\bR\boptional\"\xab\x01\n" +
+	"\vCertificate\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12%\n" +
+	"\vprivate_key\x18\x02 \x01(\tB\x04\xa8\x92$\x01R\n" +
+	"privateKey\x12#\n" +
+	"\rocsp_response\x18\x03 \x01(\tR\focspResponse\x12.\n" +
+	"\x04acme\x18\x04 \x01(\v2\x1a.portcullis.config.v1.ACMER\x04acme\"\x8b\x01\n" +
+	"\x04ACME\x12\x1c\n" +
+	"\tdirectory\x18\x01 \x01(\tR\tdirectory\x12\x14\n" +
+	"\x05email\x18\x02 \x01(\tR\x05email\x12\x1c\n" +
+	"\thostnames\x18\x03 \x03(\tR\thostnames\x12!\n" +
+	"\fterms_agreed\x18\x04 \x01(\bR\vtermsAgreed\x12\x0e\n" +
+	"\x02ca\x18\x05 \x01(\tR\x02ca\"\xaf\x02\n" +
+	"\x11IssuedCertificate\x12 \n" +
+	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12%\n" +
+	"\vprivate_key\x18\x02 \x01(\tB\x04\xa8\x92$\x01R\n" +
+	"privateKey\x127\n" +
+	"\tissued_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x12\x18\n" +
+	"\aproblem\x18\x04 \x01(\tR\aproblem\x129\n" +
+	"\n" +
+	"refresh_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\x12C\n" +
+	"\n" +
+	"challenges\x18\x06 \x03(\v2#.portcullis.config.v1.ACMEChallengeR\n" +
+	"challenges\"R\n" +
+	"\rACMEChallenge\x12\x14\n" +
+	"\x05token\x18\x01 \x01(\tR\x05token\x12+\n" +
+	"\x11key_authorization\x18\x02 \x01(\tR\x10keyAuthorization\"_\n" +
 	"\rRequestLimits\x12(\n" +
 	"\x10max_header_bytes\x18\x01 \x01(\rR\x0emaxHeaderBytes\x12$\n" +
 	"\x0emax_body_bytes\x18\x02 \x01(\x04R\fmaxBodyBytes\"U\n" +
@@ -2776,7 +4923,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x0etrust_incoming\x18\x02 \x01(\bR\rtrustIncomingB\b\n" +
 	"\x06_ratio\"'\n" +
 	"\tAccessLog\x12\x1a\n" +
-	"\bdisabled\x18\x01 \x01(\bR\bdisabled\"\x83\x03\n" +
+	"\bdisabled\x18\x01 \x01(\bR\bdisabled\"\xf2\x04\n" +
 	"\x05Route\x12\x16\n" +
 	"\x06public\x18\x01 \x01(\bR\x06public\x12\x1c\n" +
 	"\thostnames\x18\x02 \x03(\tR\thostnames\x125\n" +
@@ -2787,7 +4934,25 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"revocation\x18\a \x01(\v2 .portcullis.config.v1.RevocationR\n" +
 	"revocation\x12\x1a\n" +
-	"\bpriority\x18\b \x01(\x05R\bpriority\"\xca\x01\n" +
+	"\bpriority\x18\b \x01(\x05R\bpriority\x127\n" +
+	"\aretries\x18\t \x01(\v2\x1d.portcullis.config.v1.RetriesR\aretries\x127\n" +
+	"\ahedging\x18\n" +
+	" \x01(\v2\x1d.portcullis.config.v1.HedgingR\ahedging\x126\n" +
+	"\amirrors\x18\v \x03(\v2\x1c.portcullis.config.v1.MirrorR\amirrors\x12C\n" +
+	"\vcriticality\x18\f \x01(\x0e2!.portcullis.config.v1.CriticalityR\vcriticality\"\xcc\x01\n" +
+	"\aRetries\x12\x1a\n" +
+	"\battempts\x18\x01 \x01(\rR\battempts\x12-\n" +
+	"\x02on\x18\x02 \x03(\x0e2\x1d.portcullis.config.v1.RetryOnR\x02on\x12\x1a\n" +
+	"\bstatuses\x18\x03 \x03(\rR\bstatuses\x12%\n" +
+	"\x0enon_idempotent\x18\x04 \x01(\bR\rnonIdempotent\x123\n" +
+	"\abackoff\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\abackoff\"V\n" +
+	"\aHedging\x12/\n" +
+	"\x05delay\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\x05delay\x12\x1a\n" +
+	"\battempts\x18\x02 \x01(\rR\battempts\"I\n" +
+	"\x06Mirror\x12\x1a\n" +
+	"\bupstream\x18\x01 \x01(\tR\bupstream\x12\x19\n" +
+	"\x05ratio\x18\x02 \x01(\x01H\x00R\x05ratio\x88\x01\x01B\b\n" +
+	"\x06_ratio\"\xca\x01\n" +
 	"\x05Match\x123\n" +
 	"\x04path\x18\x01 \x01(\v2\x1f.portcullis.config.v1.PathMatchR\x04path\x12\x18\n" +
 	"\amethods\x18\x02 \x03(\tR\amethods\x12:\n" +
@@ -2803,37 +4968,122 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
 	"\x05exact\x18\x02 \x01(\tH\x00R\x05exact\x12\x16\n" +
 	"\x05regex\x18\x03 \x01(\tH\x00R\x05regexB\x06\n" +
-	"\x04kind\"M\n" +
+	"\x04kind\"\xcb\x01\n" +
 	"\aBackend\x12\x1a\n" +
 	"\bupstream\x18\x01 \x01(\tR\bupstream\x12\x1b\n" +
-	"\x06weight\x18\x02 \x01(\rH\x00R\x06weight\x88\x01\x01B\t\n" +
-	"\a_weight\"?\n" +
+	"\x06weight\x18\x02 \x01(\rH\x00R\x06weight\x88\x01\x01\x12A\n" +
+	"\x06subset\x18\x03 \x03(\v2).portcullis.config.v1.Backend.SubsetEntryR\x06subset\x1a9\n" +
+	"\vSubsetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
+	"\a_weight\"\xcc\x01\n" +
 	"\bTimeouts\x123\n" +
-	"\arequest\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\arequest\"\x86\x01\n" +
+	"\arequest\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\arequest\x123\n" +
+	"\aattempt\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\aattempt\x12-\n" +
+	"\x04idle\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x04idle\x12'\n" +
+	"\x0fdeadline_header\x18\x04 \x01(\tR\x0edeadlineHeader\"\x86\x01\n" +
 	"\n" +
 	"Revocation\x12>\n" +
 	"\rmax_staleness\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\fmaxStaleness\x128\n" +
-	"\bon_stale\x18\x02 \x01(\x0e2\x1d.portcullis.config.v1.OnStaleR\aonStale\"\xd9\x01\n" +
+	"\bon_stale\x18\x02 \x01(\x0e2\x1d.portcullis.config.v1.OnStaleR\aonStale\"\xd3\x06\n" +
 	"\bUpstream\x12<\n" +
 	"\tendpoints\x18\x01 \x03(\v2\x1e.portcullis.config.v1.EndpointR\tendpoints\x123\n" +
 	"\x03tls\x18\x02 \x01(\v2!.portcullis.config.v1.UpstreamTLSR\x03tls\x12B\n" +
 	"\btimeouts\x18\x03 \x01(\v2&.portcullis.config.v1.UpstreamTimeoutsR\btimeouts\x12\x16\n" +
-	"\x06shared\x18\x04 \x01(\bR\x06shared\"\xc3\x01\n" +
+	"\x06shared\x18\x04 \x01(\bR\x06shared\x12B\n" +
+	"\bprotocol\x18\x05 \x01(\x0e2&.portcullis.config.v1.UpstreamProtocolR\bprotocol\x127\n" +
+	"\abalance\x18\x06 \x01(\v2\x1d.portcullis.config.v1.BalanceR\abalance\x12D\n" +
+	"\fhealth_check\x18\a \x01(\v2!.portcullis.config.v1.HealthCheckR\vhealthCheck\x12S\n" +
+	"\x11outlier_detection\x18\b \x01(\v2&.portcullis.config.v1.OutlierDetectionR\x10outlierDetection\x12M\n" +
+	"\x0fcircuit_breaker\x18\t \x01(\v2$.portcullis.config.v1.CircuitBreakerR\x0ecircuitBreaker\x12\\\n" +
+	"\x14adaptive_concurrency\x18\n" +
+	" \x01(\v2).portcullis.config.v1.AdaptiveConcurrencyR\x13adaptiveConcurrency\x12D\n" +
+	"\fretry_budget\x18\v \x01(\v2!.portcullis.config.v1.RetryBudgetR\vretryBudget\x12,\n" +
+	"\x0fpanic_threshold\x18\f \x01(\x01H\x00R\x0epanicThreshold\x88\x01\x01\x12+\n" +
+	"\x03dns\x18\r \x01(\v2\x19.portcullis.config.v1.DNSR\x03dnsB\x12\n" +
+	"\x10_panic_threshold\"\xc6\x02\n" +
+	"\aBalance\x12=\n" +
+	"\talgorithm\x18\x01 \x01(\x0e2\x1f.portcullis.config.v1.AlgorithmR\talgorithm\x121\n" +
+	"\x04hash\x18\x02 \x03(\v2\x1d.portcullis.config.v1.HashKeyR\x04hash\x12$\n" +
+	"\vload_factor\x18\x03 \x01(\x01H\x00R\n" +
+	"loadFactor\x88\x01\x01\x128\n" +
+	"\n" +
+	"slow_start\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\tslowStart\x12\x1d\n" +
+	"\n" +
+	"zone_aware\x18\x05 \x01(\bR\tzoneAware\x12:\n" +
+	"\baffinity\x18\x06 \x01(\v2\x1e.portcullis.config.v1.AffinityR\baffinityB\x0e\n" +
+	"\f_load_factor\"y\n" +
+	"\aHashKey\x12\x18\n" +
+	"\x06header\x18\x01 \x01(\tH\x00R\x06header\x12\x18\n" +
+	"\x06cookie\x18\x02 \x01(\tH\x00R\x06cookie\x12\x1a\n" +
+	"\aaddress\x18\x03 \x01(\bH\x00R\aaddress\x12\x16\n" +
+	"\x05claim\x18\x04 \x01(\tH\x00R\x05claimB\x06\n" +
+	"\x04kind\"V\n" +
+	"\bAffinity\x12\x16\n" +
+	"\x06cookie\x18\x01 \x01(\tR\x06cookie\x122\n" +
+	"\amax_age\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x06maxAge\"\xdb\x02\n" +
+	"\vHealthCheck\x125\n" +
+	"\x04http\x18\x01 \x01(\v2\x1f.portcullis.config.v1.HTTPCheckH\x00R\x04http\x125\n" +
+	"\x04grpc\x18\x02 \x01(\v2\x1f.portcullis.config.v1.GRPCCheckH\x00R\x04grpc\x122\n" +
+	"\x03tcp\x18\x03 \x01(\v2\x1e.portcullis.config.v1.TCPCheckH\x00R\x03tcp\x125\n" +
+	"\binterval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
+	"\atimeout\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x18\n" +
+	"\ahealthy\x18\x06 \x01(\rR\ahealthy\x12\x1c\n" +
+	"\tunhealthy\x18\a \x01(\rR\tunhealthyB\x06\n" +
+	"\x04kind\"O\n" +
+	"\tHTTPCheck\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04host\x18\x02 \x01(\tR\x04host\x12\x1a\n" +
+	"\bstatuses\x18\x03 \x03(\rR\bstatuses\"%\n" +
+	"\tGRPCCheck\x12\x18\n" +
+	"\aservice\x18\x01 \x01(\tR\aservice\"\n" +
+	"\n" +
+	"\bTCPCheck\"\x86\x03\n" +
+	"\x10OutlierDetection\x121\n" +
+	"\x14consecutive_failures\x18\x01 \x01(\rR\x13consecutiveFailures\x12(\n" +
+	"\rfailure_ratio\x18\x02 \x01(\x01H\x00R\ffailureRatio\x88\x01\x01\x12!\n" +
+	"\fmin_requests\x18\x03 \x01(\rR\vminRequests\x125\n" +
+	"\binterval\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\binterval\x125\n" +
+	"\bejection\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\bejection\x12<\n" +
+	"\fmax_ejection\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\vmaxEjection\x12$\n" +
+	"\vmax_ejected\x18\a \x01(\x01H\x01R\n" +
+	"maxEjected\x88\x01\x01B\x10\n" +
+	"\x0e_failure_ratioB\x0e\n" +
+	"\f_max_ejected\"}\n" +
+	"\x0eCircuitBreaker\x12'\n" +
+	"\x0fmax_connections\x18\x01 \x01(\rR\x0emaxConnections\x12\x1f\n" +
+	"\vmax_pending\x18\x02 \x01(\rR\n" +
+	"maxPending\x12!\n" +
+	"\fmax_requests\x18\x03 \x01(\rR\vmaxRequests\"9\n" +
+	"\x13AdaptiveConcurrency\x12\x10\n" +
+	"\x03min\x18\x01 \x01(\rR\x03min\x12\x10\n" +
+	"\x03max\x18\x02 \x01(\rR\x03max\"Q\n" +
+	"\vRetryBudget\x12\x19\n" +
+	"\x05ratio\x18\x01 \x01(\x01H\x00R\x05ratio\x88\x01\x01\x12\x15\n" +
+	"\x03min\x18\x02 \x01(\rH\x01R\x03min\x88\x01\x01B\b\n" +
+	"\x06_ratioB\x06\n" +
+	"\x04_min\"R\n" +
+	"\x03DNS\x123\n" +
+	"\arefresh\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\arefresh\x12\x16\n" +
+	"\x06server\x18\x02 \x01(\tR\x06server\"\x90\x02\n" +
 	"\bEndpoint\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x1b\n" +
 	"\x06weight\x18\x02 \x01(\rH\x00R\x06weight\x88\x01\x01\x12B\n" +
-	"\x06labels\x18\x03 \x03(\v2*.portcullis.config.v1.Endpoint.LabelsEntryR\x06labels\x1a9\n" +
+	"\x06labels\x18\x03 \x03(\v2*.portcullis.config.v1.Endpoint.LabelsEntryR\x06labels\x127\n" +
+	"\aresolve\x18\x04 \x01(\x0e2\x1d.portcullis.config.v1.ResolveR\aresolve\x12\x12\n" +
+	"\x04zone\x18\x05 \x01(\tR\x04zone\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\t\n" +
-	"\a_weight\"\x87\x01\n" +
+	"\a_weight\"\x9b\x01\n" +
 	"\vUpstreamTLS\x12\x0e\n" +
 	"\x02ca\x18\x01 \x01(\tR\x02ca\x12\x1f\n" +
 	"\vserver_name\x18\x02 \x01(\tR\n" +
 	"serverName\x12 \n" +
 	"\vcertificate\x18\x03 \x01(\tR\vcertificate\x12%\n" +
 	"\vprivate_key\x18\x04 \x01(\tB\x04\xa8\x92$\x01R\n" +
-	"privateKey\"v\n" +
+	"privateKey\x12\x12\n" +
+	"\x04pins\x18\x05 \x03(\tR\x04pins\"v\n" +
 	"\x10UpstreamTimeouts\x123\n" +
 	"\aconnect\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\aconnect\x12-\n" +
 	"\x04idle\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x04idle\"\xca\x02\n" +
@@ -2936,11 +5186,42 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x04kind\">\n" +
 	"\x10APIKeyCredential\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
-	"\x04hint\x18\x02 \x01(\tR\x04hint*J\n" +
+	"\x04hint\x18\x02 \x01(\tR\x04hint*S\n" +
+	"\n" +
+	"TLSVersion\x12\x1b\n" +
+	"\x17TLS_VERSION_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fTLS_VERSION_1_2\x10\x01\x12\x13\n" +
+	"\x0fTLS_VERSION_1_3\x10\x02*\x82\x01\n" +
+	"\aRetryOn\x12\x18\n" +
+	"\x14RETRY_ON_UNSPECIFIED\x10\x00\x12\x12\n" +
+	"\x0eRETRY_ON_RESET\x10\x01\x12\x18\n" +
+	"\x14RETRY_ON_UNAVAILABLE\x10\x02\x12\x19\n" +
+	"\x15RETRY_ON_SERVER_ERROR\x10\x03\x12\x14\n" +
+	"\x10RETRY_ON_TIMEOUT\x10\x04*w\n" +
+	"\vCriticality\x12\x1b\n" +
+	"\x17CRITICALITY_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15CRITICALITY_SHEDDABLE\x10\x01\x12\x16\n" +
+	"\x12CRITICALITY_NORMAL\x10\x02\x12\x18\n" +
+	"\x14CRITICALITY_CRITICAL\x10\x03*J\n" +
 	"\aOnStale\x12\x18\n" +
 	"\x14ON_STALE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rON_STALE_DENY\x10\x01\x12\x12\n" +
-	"\x0eON_STALE_ALLOW\x10\x02*s\n" +
+	"\x0eON_STALE_ALLOW\x10\x02*o\n" +
+	"\x10UpstreamProtocol\x12!\n" +
+	"\x1dUPSTREAM_PROTOCOL_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17UPSTREAM_PROTOCOL_HTTP1\x10\x01\x12\x1b\n" +
+	"\x17UPSTREAM_PROTOCOL_HTTP2\x10\x02*\xa9\x01\n" +
+	"\tAlgorithm\x12\x19\n" +
+	"\x15ALGORITHM_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ALGORITHM_LEAST_REQUEST\x10\x01\x12\x19\n" +
+	"\x15ALGORITHM_ROUND_ROBIN\x10\x02\x12\x14\n" +
+	"\x10ALGORITHM_RANDOM\x10\x03\x12\x17\n" +
+	"\x13ALGORITHM_RING_HASH\x10\x04\x12\x1a\n" +
+	"\x16ALGORITHM_BOUNDED_LOAD\x10\x05*N\n" +
+	"\aResolve\x12\x17\n" +
+	"\x13RESOLVE_UNSPECIFIED\x10\x00\x12\x15\n" +
+	"\x11RESOLVE_ADDRESSES\x10\x01\x12\x13\n" +
+	"\x0fRESOLVE_SERVICE\x10\x02*s\n" +
 	"\vOnPartition\x12\x1c\n" +
 	"\x18ON_PARTITION_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11ON_PARTITION_OPEN\x10\x01\x12\x16\n" +
@@ -2960,116 +5241,188 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_config_v1_config_proto_rawDescData
 }
 
-var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
 var file_config_v1_config_proto_goTypes = []any{
-	(OnStale)(0),                      // 0: portcullis.config.v1.OnStale
-	(OnPartition)(0),                  // 1: portcullis.config.v1.OnPartition
-	(*Resource)(nil),                  // 2: portcullis.config.v1.Resource
-	(*Metadata)(nil),                  // 3: portcullis.config.v1.Metadata
-	(*Workspace)(nil),                 // 4: portcullis.config.v1.Workspace
-	(*Gateway)(nil),                   // 5: portcullis.config.v1.Gateway
-	(*RequestLimits)(nil),             // 6: portcullis.config.v1.RequestLimits
-	(*Tracing)(nil),                   // 7: portcullis.config.v1.Tracing
-	(*AccessLog)(nil),                 // 8: portcullis.config.v1.AccessLog
-	(*Route)(nil),                     // 9: portcullis.config.v1.Route
-	(*Match)(nil),                     // 10: portcullis.config.v1.Match
-	(*PathMatch)(nil),                 // 11: portcullis.config.v1.PathMatch
-	(*ValueMatch)(nil),                // 12: portcullis.config.v1.ValueMatch
-	(*Backend)(nil),                   // 13: portcullis.config.v1.Backend
-	(*Timeouts)(nil),                  // 14: portcullis.config.v1.Timeouts
-	(*Revocation)(nil),                // 15: portcullis.config.v1.Revocation
-	(*Upstream)(nil),                  // 16: portcullis.config.v1.Upstream
-	(*Endpoint)(nil),                  // 17: portcullis.config.v1.Endpoint
-	(*UpstreamTLS)(nil),               // 18: portcullis.config.v1.UpstreamTLS
-	(*UpstreamTimeouts)(nil),          // 19: portcullis.config.v1.UpstreamTimeouts
-	(*Policy)(nil),                    // 20: portcullis.config.v1.Policy
-	(*JWT)(nil),                       // 21: portcullis.config.v1.JWT
-	(*APIKey)(nil),                    // 22: portcullis.config.v1.APIKey
-	(*Authorize)(nil),                 // 23: portcullis.config.v1.Authorize
-	(*AuthorizeRule)(nil),             // 24: portcullis.config.v1.AuthorizeRule
-	(*RateLimit)(nil),                 // 25: portcullis.config.v1.RateLimit
-	(*Limit)(nil),                     // 26: portcullis.config.v1.Limit
-	(*Headers)(nil),                   // 27: portcullis.config.v1.Headers
-	(*HeaderChanges)(nil),             // 28: portcullis.config.v1.HeaderChanges
-	(*Issuer)(nil),                    // 29: portcullis.config.v1.Issuer
-	(*ClaimNames)(nil),                // 30: portcullis.config.v1.ClaimNames
-	(*KeySet)(nil),                    // 31: portcullis.config.v1.KeySet
-	(*Key)(nil),                       // 32: portcullis.config.v1.Key
-	(*Application)(nil),               // 33: portcullis.config.v1.Application
-	(*Credential)(nil),                // 34: portcullis.config.v1.Credential
-	(*APIKeyCredential)(nil),          // 35: portcullis.config.v1.APIKeyCredential
-	nil,                               // 36: portcullis.config.v1.Metadata.LabelsEntry
-	nil,                               // 37: portcullis.config.v1.Endpoint.LabelsEntry
-	nil,                               // 38: portcullis.config.v1.HeaderChanges.SetEntry
-	nil,                               // 39: portcullis.config.v1.HeaderChanges.AddEntry
-	(*durationpb.Duration)(nil),       // 40: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil),     // 41: google.protobuf.Timestamp
-	(*descriptorpb.FieldOptions)(nil), // 42: google.protobuf.FieldOptions
+	(TLSVersion)(0),                   // 0: portcullis.config.v1.TLSVersion
+	(RetryOn)(0),                      // 1: portcullis.config.v1.RetryOn
+	(Criticality)(0),                  // 2: portcullis.config.v1.Criticality
+	(OnStale)(0),                      // 3: portcullis.config.v1.OnStale
+	(UpstreamProtocol)(0),             // 4: portcullis.config.v1.UpstreamProtocol
+	(Algorithm)(0),                    // 5: portcullis.config.v1.Algorithm
+	(Resolve)(0),                      // 6: portcullis.config.v1.Resolve
+	(OnPartition)(0),                  // 7: portcullis.config.v1.OnPartition
+	(*Resource)(nil),                  // 8: portcullis.config.v1.Resource
+	(*Metadata)(nil),                  // 9: portcullis.config.v1.Metadata
+	(*Workspace)(nil),                 // 10: portcullis.config.v1.Workspace
+	(*Gateway)(nil),                   // 11: portcullis.config.v1.Gateway
+	(*Listener)(nil),                  // 12: portcullis.config.v1.Listener
+	(*ListenerTLS)(nil),               // 13: portcullis.config.v1.ListenerTLS
+	(*ClientCertificates)(nil),        // 14: portcullis.config.v1.ClientCertificates
+	(*Certificate)(nil),               // 15: portcullis.config.v1.Certificate
+	(*ACME)(nil),                      // 16: portcullis.config.v1.ACME
+	(*IssuedCertificate)(nil),         // 17: portcullis.config.v1.IssuedCertificate
+	(*ACMEChallenge)(nil),             // 18: portcullis.config.v1.ACMEChallenge
+	(*RequestLimits)(nil),             // 19: portcullis.config.v1.RequestLimits
+	(*Tracing)(nil),                   // 20: portcullis.config.v1.Tracing
+	(*AccessLog)(nil),                 // 21: portcullis.config.v1.AccessLog
+	(*Route)(nil),                     // 22: portcullis.config.v1.Route
+	(*Retries)(nil),                   // 23: portcullis.config.v1.Retries
+	(*Hedging)(nil),                   // 24: portcullis.config.v1.Hedging
+	(*Mirror)(nil),                    // 25: portcullis.config.v1.Mirror
+	(*Match)(nil),                     // 26: portcullis.config.v1.Match
+	(*PathMatch)(nil),                 // 27: portcullis.config.v1.PathMatch
+	(*ValueMatch)(nil),                // 28: portcullis.config.v1.ValueMatch
+	(*Backend)(nil),                   // 29: portcullis.config.v1.Backend
+	(*Timeouts)(nil),                  // 30: portcullis.config.v1.Timeouts
+	(*Revocation)(nil),                // 31: portcullis.config.v1.Revocation
+	(*Upstream)(nil),                  // 32: portcullis.config.v1.Upstream
+	(*Balance)(nil),                   // 33: portcullis.config.v1.Balance
+	(*HashKey)(nil),                   // 34: portcullis.config.v1.HashKey
+	(*Affinity)(nil),                  // 35: portcullis.config.v1.Affinity
+	(*HealthCheck)(nil),               // 36: portcullis.config.v1.HealthCheck
+	(*HTTPCheck)(nil),                 // 37: portcullis.config.v1.HTTPCheck
+	(*GRPCCheck)(nil),                 // 38: portcullis.config.v1.GRPCCheck
+	(*TCPCheck)(nil),                  // 39: portcullis.config.v1.TCPCheck
+	(*OutlierDetection)(nil),          // 40: portcullis.config.v1.OutlierDetection
+	(*CircuitBreaker)(nil),            // 41: portcullis.config.v1.CircuitBreaker
+	(*AdaptiveConcurrency)(nil),       // 42: portcullis.config.v1.AdaptiveConcurrency
+	(*RetryBudget)(nil),               // 43: portcullis.config.v1.RetryBudget
+	(*DNS)(nil),                       // 44: portcullis.config.v1.DNS
+	(*Endpoint)(nil),                  // 45: portcullis.config.v1.Endpoint
+	(*UpstreamTLS)(nil),               // 46: portcullis.config.v1.UpstreamTLS
+	(*UpstreamTimeouts)(nil),          // 47: portcullis.config.v1.UpstreamTimeouts
+	(*Policy)(nil),                    // 48: portcullis.config.v1.Policy
+	(*JWT)(nil),                       // 49: portcullis.config.v1.JWT
+	(*APIKey)(nil),                    // 50: portcullis.config.v1.APIKey
+	(*Authorize)(nil),                 // 51: portcullis.config.v1.Authorize
+	(*AuthorizeRule)(nil),             // 52: portcullis.config.v1.AuthorizeRule
+	(*RateLimit)(nil),                 // 53: portcullis.config.v1.RateLimit
+	(*Limit)(nil),                     // 54: portcullis.config.v1.Limit
+	(*Headers)(nil),                   // 55: portcullis.config.v1.Headers
+	(*HeaderChanges)(nil),             // 56: portcullis.config.v1.HeaderChanges
+	(*Issuer)(nil),                    // 57: portcullis.config.v1.Issuer
+	(*ClaimNames)(nil),                // 58: portcullis.config.v1.ClaimNames
+	(*KeySet)(nil),                    // 59: portcullis.config.v1.KeySet
+	(*Key)(nil),                       // 60: portcullis.config.v1.Key
+	(*Application)(nil),               // 61: portcullis.config.v1.Application
+	(*Credential)(nil),                // 62: portcullis.config.v1.Credential
+	(*APIKeyCredential)(nil),          // 63: portcullis.config.v1.APIKeyCredential
+	nil,                               // 64: portcullis.config.v1.Metadata.LabelsEntry
+	nil,                               // 65: portcullis.config.v1.Backend.SubsetEntry
+	nil,                               // 66: portcullis.config.v1.Endpoint.LabelsEntry
+	nil,                               // 67: portcullis.config.v1.HeaderChanges.SetEntry
+	nil,                               // 68: portcullis.config.v1.HeaderChanges.AddEntry
+	(*timestamppb.Timestamp)(nil),     // 69: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 70: google.protobuf.Duration
+	(*descriptorpb.FieldOptions)(nil), // 71: google.protobuf.FieldOptions
 }
 var file_config_v1_config_proto_depIdxs = []int32{
-	3,  // 0: portcullis.config.v1.Resource.metadata:type_name -> portcullis.config.v1.Metadata
-	4,  // 1: portcullis.config.v1.Resource.workspace:type_name -> portcullis.config.v1.Workspace
-	5,  // 2: portcullis.config.v1.Resource.gateway:type_name -> portcullis.config.v1.Gateway
-	9,  // 3: portcullis.config.v1.Resource.route:type_name -> portcullis.config.v1.Route
-	16, // 4: portcullis.config.v1.Resource.upstream:type_name -> portcullis.config.v1.Upstream
-	20, // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.Policy
-	29, // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
-	33, // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
-	34, // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
-	31, // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
-	36, // 10: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
-	20, // 11: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
-	20, // 12: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
-	6,  // 13: portcullis.config.v1.Gateway.limits:type_name -> portcullis.config.v1.RequestLimits
-	7,  // 14: portcullis.config.v1.Gateway.tracing:type_name -> portcullis.config.v1.Tracing
-	8,  // 15: portcullis.config.v1.Gateway.access_log:type_name -> portcullis.config.v1.AccessLog
-	10, // 16: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
-	20, // 17: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
-	13, // 18: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
-	14, // 19: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
-	15, // 20: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
-	11, // 21: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
-	12, // 22: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
-	12, // 23: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
-	40, // 24: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
-	40, // 25: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
-	0,  // 26: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
-	17, // 27: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
-	18, // 28: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
-	19, // 29: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
-	37, // 30: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
-	40, // 31: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
-	40, // 32: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
-	21, // 33: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
-	22, // 34: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
-	23, // 35: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
-	25, // 36: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
-	27, // 37: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
-	24, // 38: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
-	26, // 39: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
-	1,  // 40: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
-	40, // 41: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
-	28, // 42: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
-	28, // 43: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
-	38, // 44: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
-	39, // 45: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
-	40, // 46: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
-	40, // 47: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
-	30, // 48: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
-	32, // 49: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
-	41, // 50: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
-	41, // 51: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
-	41, // 52: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
-	35, // 53: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
-	41, // 54: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
-	41, // 55: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
-	42, // 56: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
-	57, // [57:57] is the sub-list for method output_type
-	57, // [57:57] is the sub-list for method input_type
-	57, // [57:57] is the sub-list for extension type_name
-	56, // [56:57] is the sub-list for extension extendee
-	0,  // [0:56] is the sub-list for field type_name
+	9,   // 0: portcullis.config.v1.Resource.metadata:type_name -> portcullis.config.v1.Metadata
+	10,  // 1: portcullis.config.v1.Resource.workspace:type_name -> portcullis.config.v1.Workspace
+	11,  // 2: portcullis.config.v1.Resource.gateway:type_name -> portcullis.config.v1.Gateway
+	22,  // 3: portcullis.config.v1.Resource.route:type_name -> portcullis.config.v1.Route
+	32,  // 4: portcullis.config.v1.Resource.upstream:type_name -> portcullis.config.v1.Upstream
+	48,  // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.Policy
+	57,  // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
+	61,  // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
+	62,  // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
+	59,  // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
+	15,  // 10: portcullis.config.v1.Resource.certificate:type_name -> portcullis.config.v1.Certificate
+	17,  // 11: portcullis.config.v1.Resource.issued_certificate:type_name -> portcullis.config.v1.IssuedCertificate
+	64,  // 12: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
+	48,  // 13: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
+	48,  // 14: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
+	19,  // 15: portcullis.config.v1.Gateway.limits:type_name -> portcullis.config.v1.RequestLimits
+	20,  // 16: portcullis.config.v1.Gateway.tracing:type_name -> portcullis.config.v1.Tracing
+	21,  // 17: portcullis.config.v1.Gateway.access_log:type_name -> portcullis.config.v1.AccessLog
+	12,  // 18: portcullis.config.v1.Gateway.listeners:type_name -> portcullis.config.v1.Listener
+	13,  // 19: portcullis.config.v1.Listener.tls:type_name -> portcullis.config.v1.ListenerTLS
+	14,  // 20: portcullis.config.v1.ListenerTLS.client_certificates:type_name -> portcullis.config.v1.ClientCertificates
+	0,   // 21: portcullis.config.v1.ListenerTLS.min_version:type_name -> portcullis.config.v1.TLSVersion
+	16,  // 22: portcullis.config.v1.Certificate.acme:type_name -> portcullis.config.v1.ACME
+	69,  // 23: portcullis.config.v1.IssuedCertificate.issued_at:type_name -> google.protobuf.Timestamp
+	69,  // 24: portcullis.config.v1.IssuedCertificate.refresh_at:type_name -> google.protobuf.Timestamp
+	18,  // 25: portcullis.config.v1.IssuedCertificate.challenges:type_name -> portcullis.config.v1.ACMEChallenge
+	26,  // 26: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
+	48,  // 27: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
+	29,  // 28: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
+	30,  // 29: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
+	31,  // 30: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
+	23,  // 31: portcullis.config.v1.Route.retries:type_name -> portcullis.config.v1.Retries
+	24,  // 32: portcullis.config.v1.Route.hedging:type_name -> portcullis.config.v1.Hedging
+	25,  // 33: portcullis.config.v1.Route.mirrors:type_name -> portcullis.config.v1.Mirror
+	2,   // 34: portcullis.config.v1.Route.criticality:type_name -> portcullis.config.v1.Criticality
+	1,   // 35: portcullis.config.v1.Retries.on:type_name -> portcullis.config.v1.RetryOn
+	70,  // 36: portcullis.config.v1.Retries.backoff:type_name -> google.protobuf.Duration
+	70,  // 37: portcullis.config.v1.Hedging.delay:type_name -> google.protobuf.Duration
+	27,  // 38: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
+	28,  // 39: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
+	28,  // 40: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
+	65,  // 41: portcullis.config.v1.Backend.subset:type_name -> portcullis.config.v1.Backend.SubsetEntry
+	70,  // 42: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
+	70,  // 43: portcullis.config.v1.Timeouts.attempt:type_name -> google.protobuf.Duration
+	70,  // 44: portcullis.config.v1.Timeouts.idle:type_name -> google.protobuf.Duration
+	70,  // 45: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
+	3,   // 46: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
+	45,  // 47: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
+	46,  // 48: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
+	47,  // 49: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
+	4,   // 50: portcullis.config.v1.Upstream.protocol:type_name -> portcullis.config.v1.UpstreamProtocol
+	33,  // 51: portcullis.config.v1.Upstream.balance:type_name -> portcullis.config.v1.Balance
+	36,  // 52: portcullis.config.v1.Upstream.health_check:type_name -> portcullis.config.v1.HealthCheck
+	40,  // 53: portcullis.config.v1.Upstream.outlier_detection:type_name -> portcullis.config.v1.OutlierDetection
+	41,  // 54: portcullis.config.v1.Upstream.circuit_breaker:type_name -> portcullis.config.v1.CircuitBreaker
+	42,  // 55: portcullis.config.v1.Upstream.adaptive_concurrency:type_name -> portcullis.config.v1.AdaptiveConcurrency
+	43,  // 56: portcullis.config.v1.Upstream.retry_budget:type_name -> portcullis.config.v1.RetryBudget
+	44,  // 57: portcullis.config.v1.Upstream.dns:type_name -> portcullis.config.v1.DNS
+	5,   // 58: portcullis.config.v1.Balance.algorithm:type_name -> portcullis.config.v1.Algorithm
+	34,  // 59: portcullis.config.v1.Balance.hash:type_name -> portcullis.config.v1.HashKey
+	70,  // 60: portcullis.config.v1.Balance.slow_start:type_name -> google.protobuf.Duration
+	35,  // 61: portcullis.config.v1.Balance.affinity:type_name -> portcullis.config.v1.Affinity
+	70,  // 62: portcullis.config.v1.Affinity.max_age:type_name -> google.protobuf.Duration
+	37,  // 63: portcullis.config.v1.HealthCheck.http:type_name -> portcullis.config.v1.HTTPCheck
+	38,  // 64: portcullis.config.v1.HealthCheck.grpc:type_name -> portcullis.config.v1.GRPCCheck
+	39,  // 65: portcullis.config.v1.HealthCheck.tcp:type_name -> portcullis.config.v1.TCPCheck
+	70,  // 66: portcullis.config.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	70,  // 67: portcullis.config.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	70,  // 68: portcullis.config.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	70,  // 69: portcullis.config.v1.OutlierDetection.ejection:type_name -> google.protobuf.Duration
+	70,  // 70: portcullis.config.v1.OutlierDetection.max_ejection:type_name -> google.protobuf.Duration
+	70,  // 71: portcullis.config.v1.DNS.refresh:type_name -> google.protobuf.Duration
+	66,  // 72: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
+	6,   // 73: portcullis.config.v1.Endpoint.resolve:type_name -> portcullis.config.v1.Resolve
+	70,  // 74: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
+	70,  // 75: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
+	49,  // 76: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
+	50,  // 77: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
+	51,  // 78: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
+	53,  // 79: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
+	55,  // 80: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
+	52,  // 81: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
+	54,  // 82: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
+	7,   // 83: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
+	70,  // 84: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
+	56,  // 85: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
+	56,  // 86: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
+	67,  // 87: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
+	68,  // 88: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
+	70,  // 89: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
+	70,  // 90: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
+	58,  // 91: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
+	60,  // 92: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
+	69,  // 93: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
+	69,  // 94: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
+	69,  // 95: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
+	63,  // 96: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
+	69,  // 97: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
+	69,  // 98: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
+	71,  // 99: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
+	100, // [100:100] is the sub-list for method output_type
+	100, // [100:100] is the sub-list for method input_type
+	100, // [100:100] is the sub-list for extension type_name
+	99,  // [99:100] is the sub-list for extension extendee
+	0,   // [0:99] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -3087,20 +5440,38 @@ func file_config_v1_config_proto_init() {
 		(*Resource_Application)(nil),
 		(*Resource_Credential)(nil),
 		(*Resource_KeySet)(nil),
+		(*Resource_Certificate)(nil),
+		(*Resource_IssuedCertificate)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[5].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[9].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[12].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
 		(*PathMatch_Exact)(nil),
 		(*PathMatch_Prefix)(nil),
 		(*PathMatch_Template)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[10].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{
 		(*ValueMatch_Exact)(nil),
 		(*ValueMatch_Regex)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[11].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[15].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[24].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[26].OneofWrappers = []any{
+		(*HashKey_Header)(nil),
+		(*HashKey_Cookie)(nil),
+		(*HashKey_Address)(nil),
+		(*HashKey_Claim)(nil),
+	}
+	file_config_v1_config_proto_msgTypes[28].OneofWrappers = []any{
+		(*HealthCheck_Http)(nil),
+		(*HealthCheck_Grpc)(nil),
+		(*HealthCheck_Tcp)(nil),
+	}
+	file_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[35].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[37].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[40].OneofWrappers = []any{
 		(*Policy_Ref)(nil),
 		(*Policy_Jwt)(nil),
 		(*Policy_ApiKey)(nil),
@@ -3108,7 +5479,7 @@ func file_config_v1_config_proto_init() {
 		(*Policy_RateLimit)(nil),
 		(*Policy_Headers)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[54].OneofWrappers = []any{
 		(*Credential_ApiKey)(nil),
 	}
 	type x struct{}
@@ -3116,8 +5487,8 @@ func file_config_v1_config_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   38,
+			NumEnums:      8,
+			NumMessages:   61,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

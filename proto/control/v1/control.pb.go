@@ -150,6 +150,7 @@ type FollowRequest struct {
 	//	*FollowRequest_Report
 	//	*FollowRequest_Decision
 	//	*FollowRequest_KeyMissing
+	//	*FollowRequest_Condition
 	Kind          isFollowRequest_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -228,6 +229,15 @@ func (x *FollowRequest) GetKeyMissing() *KeyMissing {
 	return nil
 }
 
+func (x *FollowRequest) GetCondition() *Condition {
+	if x != nil {
+		if x, ok := x.Kind.(*FollowRequest_Condition); ok {
+			return x.Condition
+		}
+	}
+	return nil
+}
+
 type isFollowRequest_Kind interface {
 	isFollowRequest_Kind()
 }
@@ -248,6 +258,10 @@ type FollowRequest_KeyMissing struct {
 	KeyMissing *KeyMissing `protobuf:"bytes,4,opt,name=key_missing,json=keyMissing,proto3,oneof"`
 }
 
+type FollowRequest_Condition struct {
+	Condition *Condition `protobuf:"bytes,5,opt,name=condition,proto3,oneof"`
+}
+
 func (*FollowRequest_Hello) isFollowRequest_Kind() {}
 
 func (*FollowRequest_Report) isFollowRequest_Kind() {}
@@ -255,6 +269,233 @@ func (*FollowRequest_Report) isFollowRequest_Kind() {}
 func (*FollowRequest_Decision) isFollowRequest_Kind() {}
 
 func (*FollowRequest_KeyMissing) isFollowRequest_Kind() {}
+
+func (*FollowRequest_Condition) isFollowRequest_Kind() {}
+
+// Condition is how a node is doing beside its configuration: sent when it changes,
+// at most once a second. What is not in it is well.
+type Condition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Endpoints that get no traffic, at most 100 of them.
+	Endpoints []*EndpointCondition `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// How many there are, listed or not.
+	EndpointsOut uint32               `protobuf:"varint,2,opt,name=endpoints_out,json=endpointsOut,proto3" json:"endpoints_out,omitempty"`
+	Listeners    []*ListenerCondition `protobuf:"bytes,3,rep,name=listeners,proto3" json:"listeners,omitempty"`
+	// What the node refuses for want of memory; empty when it refuses nothing.
+	Overload      string `protobuf:"bytes,4,opt,name=overload,proto3" json:"overload,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Condition) Reset() {
+	*x = Condition{}
+	mi := &file_control_v1_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Condition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Condition) ProtoMessage() {}
+
+func (x *Condition) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Condition.ProtoReflect.Descriptor instead.
+func (*Condition) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Condition) GetEndpoints() []*EndpointCondition {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
+func (x *Condition) GetEndpointsOut() uint32 {
+	if x != nil {
+		return x.EndpointsOut
+	}
+	return 0
+}
+
+func (x *Condition) GetListeners() []*ListenerCondition {
+	if x != nil {
+		return x.Listeners
+	}
+	return nil
+}
+
+func (x *Condition) GetOverload() string {
+	if x != nil {
+		return x.Overload
+	}
+	return ""
+}
+
+// EndpointCondition is an endpoint that gets no traffic from the node, or would
+// get none but for the panic threshold.
+type EndpointCondition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of the Upstream.
+	Workspace string `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	Upstream  string `protobuf:"bytes,2,opt,name=upstream,proto3" json:"upstream,omitempty"`
+	// host:port
+	Address string `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	// health_check, outlier or unresolved.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What was seen last: "connection refused", "status 503".
+	Detail        string                 `protobuf:"bytes,5,opt,name=detail,proto3" json:"detail,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=since,proto3" json:"since,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EndpointCondition) Reset() {
+	*x = EndpointCondition{}
+	mi := &file_control_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EndpointCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EndpointCondition) ProtoMessage() {}
+
+func (x *EndpointCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EndpointCondition.ProtoReflect.Descriptor instead.
+func (*EndpointCondition) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *EndpointCondition) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *EndpointCondition) GetUpstream() string {
+	if x != nil {
+		return x.Upstream
+	}
+	return ""
+}
+
+func (x *EndpointCondition) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *EndpointCondition) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *EndpointCondition) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
+func (x *EndpointCondition) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+// ListenerCondition is one of the node's sockets.
+type ListenerCondition struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
+	// Why it is not served; empty when it is.
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListenerCondition) Reset() {
+	*x = ListenerCondition{}
+	mi := &file_control_v1_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListenerCondition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListenerCondition) ProtoMessage() {}
+
+func (x *ListenerCondition) ProtoReflect() protoreflect.Message {
+	mi := &file_control_v1_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListenerCondition.ProtoReflect.Descriptor instead.
+func (*ListenerCondition) Descriptor() ([]byte, []int) {
+	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListenerCondition) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ListenerCondition) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ListenerCondition) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
 
 // Hello opens a session: what the node is and holds.
 type Hello struct {
@@ -278,7 +519,7 @@ type Hello struct {
 
 func (x *Hello) Reset() {
 	*x = Hello{}
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +531,7 @@ func (x *Hello) String() string {
 func (*Hello) ProtoMessage() {}
 
 func (x *Hello) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[2]
+	mi := &file_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +544,7 @@ func (x *Hello) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hello.ProtoReflect.Descriptor instead.
 func (*Hello) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{2}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hello) GetRelease() string {
@@ -366,7 +607,7 @@ type Report struct {
 
 func (x *Report) Reset() {
 	*x = Report{}
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +619,7 @@ func (x *Report) String() string {
 func (*Report) ProtoMessage() {}
 
 func (x *Report) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[3]
+	mi := &file_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +632,7 @@ func (x *Report) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Report.ProtoReflect.Descriptor instead.
 func (*Report) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Report) GetVersion() *Version {
@@ -455,7 +696,7 @@ type Problem struct {
 
 func (x *Problem) Reset() {
 	*x = Problem{}
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +708,7 @@ func (x *Problem) String() string {
 func (*Problem) ProtoMessage() {}
 
 func (x *Problem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[4]
+	mi := &file_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +721,7 @@ func (x *Problem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Problem.ProtoReflect.Descriptor instead.
 func (*Problem) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Problem) GetResource() string {
@@ -536,7 +777,7 @@ type KeyMissing struct {
 
 func (x *KeyMissing) Reset() {
 	*x = KeyMissing{}
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -548,7 +789,7 @@ func (x *KeyMissing) String() string {
 func (*KeyMissing) ProtoMessage() {}
 
 func (x *KeyMissing) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[5]
+	mi := &file_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -561,7 +802,7 @@ func (x *KeyMissing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeyMissing.ProtoReflect.Descriptor instead.
 func (*KeyMissing) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *KeyMissing) GetWorkspace() string {
@@ -594,7 +835,7 @@ type FollowResponse struct {
 
 func (x *FollowResponse) Reset() {
 	*x = FollowResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -606,7 +847,7 @@ func (x *FollowResponse) String() string {
 func (*FollowResponse) ProtoMessage() {}
 
 func (x *FollowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[6]
+	mi := &file_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -619,7 +860,7 @@ func (x *FollowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FollowResponse.ProtoReflect.Descriptor instead.
 func (*FollowResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FollowResponse) GetKind() isFollowResponse_Kind {
@@ -701,14 +942,17 @@ type Welcome struct {
 	// Where the bus is; empty when there is none.
 	BusUrls []string `protobuf:"bytes,2,rep,name=bus_urls,json=busUrls,proto3" json:"bus_urls,omitempty"`
 	// Ed25519 public keys that sign versions (PKIX DER).
-	SigningKeys   [][]byte `protobuf:"bytes,3,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	SigningKeys [][]byte `protobuf:"bytes,3,rep,name=signing_keys,json=signingKeys,proto3" json:"signing_keys,omitempty"`
+	// Keys of TLS session tickets, 32 bytes each, newest first: what one node issued
+	// any other resumes. Sent again when they rotate.
+	TicketKeys    [][]byte `protobuf:"bytes,4,rep,name=ticket_keys,json=ticketKeys,proto3" json:"ticket_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Welcome) Reset() {
 	*x = Welcome{}
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +964,7 @@ func (x *Welcome) String() string {
 func (*Welcome) ProtoMessage() {}
 
 func (x *Welcome) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[7]
+	mi := &file_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +977,7 @@ func (x *Welcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Welcome.ProtoReflect.Descriptor instead.
 func (*Welcome) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Welcome) GetBusKeys() []*BusKey {
@@ -757,6 +1001,13 @@ func (x *Welcome) GetSigningKeys() [][]byte {
 	return nil
 }
 
+func (x *Welcome) GetTicketKeys() [][]byte {
+	if x != nil {
+		return x.TicketKeys
+	}
+	return nil
+}
+
 type BusKey struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            uint32                 `protobuf:"varint,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -767,7 +1018,7 @@ type BusKey struct {
 
 func (x *BusKey) Reset() {
 	*x = BusKey{}
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -779,7 +1030,7 @@ func (x *BusKey) String() string {
 func (*BusKey) ProtoMessage() {}
 
 func (x *BusKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[8]
+	mi := &file_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -792,7 +1043,7 @@ func (x *BusKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BusKey.ProtoReflect.Descriptor instead.
 func (*BusKey) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *BusKey) GetId() uint32 {
@@ -837,7 +1088,7 @@ type Update struct {
 
 func (x *Update) Reset() {
 	*x = Update{}
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1100,7 @@ func (x *Update) String() string {
 func (*Update) ProtoMessage() {}
 
 func (x *Update) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[9]
+	mi := &file_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1113,7 @@ func (x *Update) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Update.ProtoReflect.Descriptor instead.
 func (*Update) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Update) GetVersion() *Version {
@@ -953,7 +1204,7 @@ type ResourceKey struct {
 
 func (x *ResourceKey) Reset() {
 	*x = ResourceKey{}
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1216,7 @@ func (x *ResourceKey) String() string {
 func (*ResourceKey) ProtoMessage() {}
 
 func (x *ResourceKey) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[10]
+	mi := &file_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1229,7 @@ func (x *ResourceKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResourceKey.ProtoReflect.Descriptor instead.
 func (*ResourceKey) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ResourceKey) GetKind() string {
@@ -1016,7 +1267,7 @@ type CredentialRecords struct {
 
 func (x *CredentialRecords) Reset() {
 	*x = CredentialRecords{}
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1279,7 @@ func (x *CredentialRecords) String() string {
 func (*CredentialRecords) ProtoMessage() {}
 
 func (x *CredentialRecords) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[11]
+	mi := &file_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1292,7 @@ func (x *CredentialRecords) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CredentialRecords.ProtoReflect.Descriptor instead.
 func (*CredentialRecords) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CredentialRecords) GetUpserts() []byte {
@@ -1083,7 +1334,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1095,7 +1346,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[12]
+	mi := &file_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1108,7 +1359,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Revocation) GetKind() RevocationKind {
@@ -1165,7 +1416,7 @@ type Heartbeat struct {
 
 func (x *Heartbeat) Reset() {
 	*x = Heartbeat{}
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1428,7 @@ func (x *Heartbeat) String() string {
 func (*Heartbeat) ProtoMessage() {}
 
 func (x *Heartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[13]
+	mi := &file_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1441,7 @@ func (x *Heartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Heartbeat.ProtoReflect.Descriptor instead.
 func (*Heartbeat) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Heartbeat) GetHead() *Version {
@@ -1239,7 +1490,7 @@ type Ask struct {
 
 func (x *Ask) Reset() {
 	*x = Ask{}
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1251,7 +1502,7 @@ func (x *Ask) String() string {
 func (*Ask) ProtoMessage() {}
 
 func (x *Ask) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[14]
+	mi := &file_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1264,7 +1515,7 @@ func (x *Ask) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ask.ProtoReflect.Descriptor instead.
 func (*Ask) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Ask) GetId() uint64 {
@@ -1293,7 +1544,7 @@ type Decision struct {
 
 func (x *Decision) Reset() {
 	*x = Decision{}
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1305,7 +1556,7 @@ func (x *Decision) String() string {
 func (*Decision) ProtoMessage() {}
 
 func (x *Decision) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[15]
+	mi := &file_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1318,7 +1569,7 @@ func (x *Decision) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Decision.ProtoReflect.Descriptor instead.
 func (*Decision) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Decision) GetAsk() uint64 {
@@ -1376,7 +1627,7 @@ type DecisionRecord struct {
 
 func (x *DecisionRecord) Reset() {
 	*x = DecisionRecord{}
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1388,7 +1639,7 @@ func (x *DecisionRecord) String() string {
 func (*DecisionRecord) ProtoMessage() {}
 
 func (x *DecisionRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[16]
+	mi := &file_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1401,7 +1652,7 @@ func (x *DecisionRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecisionRecord.ProtoReflect.Descriptor instead.
 func (*DecisionRecord) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DecisionRecord) GetRequestId() string {
@@ -1569,7 +1820,7 @@ type JoinRequest struct {
 
 func (x *JoinRequest) Reset() {
 	*x = JoinRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1581,7 +1832,7 @@ func (x *JoinRequest) String() string {
 func (*JoinRequest) ProtoMessage() {}
 
 func (x *JoinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[17]
+	mi := &file_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1594,7 +1845,7 @@ func (x *JoinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinRequest.ProtoReflect.Descriptor instead.
 func (*JoinRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *JoinRequest) GetToken() string {
@@ -1623,7 +1874,7 @@ type JoinResponse struct {
 
 func (x *JoinResponse) Reset() {
 	*x = JoinResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1635,7 +1886,7 @@ func (x *JoinResponse) String() string {
 func (*JoinResponse) ProtoMessage() {}
 
 func (x *JoinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[18]
+	mi := &file_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1648,7 +1899,7 @@ func (x *JoinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinResponse.ProtoReflect.Descriptor instead.
 func (*JoinResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *JoinResponse) GetCertificates() [][]byte {
@@ -1674,7 +1925,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1937,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[19]
+	mi := &file_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1950,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RenewRequest) GetCsr() []byte {
@@ -1719,7 +1970,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1731,7 +1982,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[20]
+	mi := &file_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1744,7 +1995,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RenewResponse) GetCertificates() [][]byte {
@@ -1769,7 +2020,7 @@ type WatchNodesRequest struct {
 
 func (x *WatchNodesRequest) Reset() {
 	*x = WatchNodesRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +2032,7 @@ func (x *WatchNodesRequest) String() string {
 func (*WatchNodesRequest) ProtoMessage() {}
 
 func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[21]
+	mi := &file_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +2045,7 @@ func (x *WatchNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesRequest.ProtoReflect.Descriptor instead.
 func (*WatchNodesRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 type WatchNodesResponse struct {
@@ -1807,7 +2058,7 @@ type WatchNodesResponse struct {
 
 func (x *WatchNodesResponse) Reset() {
 	*x = WatchNodesResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1819,7 +2070,7 @@ func (x *WatchNodesResponse) String() string {
 func (*WatchNodesResponse) ProtoMessage() {}
 
 func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[22]
+	mi := &file_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1832,7 +2083,7 @@ func (x *WatchNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchNodesResponse.ProtoReflect.Descriptor instead.
 func (*WatchNodesResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WatchNodesResponse) GetNodes() []*NodeStatus {
@@ -1862,13 +2113,14 @@ type NodeStatus struct {
 	Boot      uint64 `protobuf:"varint,12,opt,name=boot,proto3" json:"boot,omitempty"`
 	// Since when it is not connected.
 	DisconnectedAt *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=disconnected_at,json=disconnectedAt,proto3" json:"disconnected_at,omitempty"`
+	Condition      *Condition             `protobuf:"bytes,14,opt,name=condition,proto3" json:"condition,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1880,7 +2132,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[23]
+	mi := &file_control_v1_control_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1893,7 +2145,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *NodeStatus) GetName() string {
@@ -1987,6 +2239,13 @@ func (x *NodeStatus) GetDisconnectedAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *NodeStatus) GetCondition() *Condition {
+	if x != nil {
+		return x.Condition
+	}
+	return nil
+}
+
 type WhyRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	RequestId     string                 `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1996,7 +2255,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2267,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[24]
+	mi := &file_control_v1_control_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2280,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{24}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *WhyRequest) GetRequestId() string {
@@ -2041,7 +2300,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2053,7 +2312,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_control_v1_control_proto_msgTypes[25]
+	mi := &file_control_v1_control_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2066,7 +2325,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_control_v1_control_proto_rawDescGZIP(), []int{25}
+	return file_control_v1_control_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *WhyResponse) GetFound() bool {
@@ -2090,14 +2349,31 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\x18control/v1/control.proto\x12\x15portcullis.control.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16config/v1/config.proto\";\n" +
 	"\aVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x1a\n" +
-	"\brevision\x18\x02 \x01(\x03R\brevision\"\x8b\x02\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\"\xcd\x02\n" +
 	"\rFollowRequest\x124\n" +
 	"\x05hello\x18\x01 \x01(\v2\x1c.portcullis.control.v1.HelloH\x00R\x05hello\x127\n" +
 	"\x06report\x18\x02 \x01(\v2\x1d.portcullis.control.v1.ReportH\x00R\x06report\x12=\n" +
 	"\bdecision\x18\x03 \x01(\v2\x1f.portcullis.control.v1.DecisionH\x00R\bdecision\x12D\n" +
 	"\vkey_missing\x18\x04 \x01(\v2!.portcullis.control.v1.KeyMissingH\x00R\n" +
-	"keyMissingB\x06\n" +
-	"\x04kind\"\xbd\x01\n" +
+	"keyMissing\x12@\n" +
+	"\tcondition\x18\x05 \x01(\v2 .portcullis.control.v1.ConditionH\x00R\tconditionB\x06\n" +
+	"\x04kind\"\xdc\x01\n" +
+	"\tCondition\x12F\n" +
+	"\tendpoints\x18\x01 \x03(\v2(.portcullis.control.v1.EndpointConditionR\tendpoints\x12#\n" +
+	"\rendpoints_out\x18\x02 \x01(\rR\fendpointsOut\x12F\n" +
+	"\tlisteners\x18\x03 \x03(\v2(.portcullis.control.v1.ListenerConditionR\tlisteners\x12\x1a\n" +
+	"\boverload\x18\x04 \x01(\tR\boverload\"\xc9\x01\n" +
+	"\x11EndpointCondition\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x1a\n" +
+	"\bupstream\x18\x02 \x01(\tR\bupstream\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06detail\x18\x05 \x01(\tR\x06detail\x120\n" +
+	"\x05since\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\"[\n" +
+	"\x11ListenerCondition\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\xbd\x01\n" +
 	"\x05Hello\x12\x18\n" +
 	"\arelease\x18\x01 \x01(\tR\arelease\x12\x12\n" +
 	"\x04boot\x18\x02 \x01(\x04R\x04boot\x128\n" +
@@ -2129,11 +2405,13 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\theartbeat\x18\x02 \x01(\v2 .portcullis.control.v1.HeartbeatH\x00R\theartbeat\x12.\n" +
 	"\x03ask\x18\x03 \x01(\v2\x1a.portcullis.control.v1.AskH\x00R\x03ask\x12:\n" +
 	"\awelcome\x18\x04 \x01(\v2\x1e.portcullis.control.v1.WelcomeH\x00R\awelcomeB\x06\n" +
-	"\x04kind\"\x81\x01\n" +
+	"\x04kind\"\xa2\x01\n" +
 	"\aWelcome\x128\n" +
 	"\bbus_keys\x18\x01 \x03(\v2\x1d.portcullis.control.v1.BusKeyR\abusKeys\x12\x19\n" +
 	"\bbus_urls\x18\x02 \x03(\tR\abusUrls\x12!\n" +
-	"\fsigning_keys\x18\x03 \x03(\fR\vsigningKeys\"*\n" +
+	"\fsigning_keys\x18\x03 \x03(\fR\vsigningKeys\x12\x1f\n" +
+	"\vticket_keys\x18\x04 \x03(\fR\n" +
+	"ticketKeys\"*\n" +
 	"\x06BusKey\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\rR\x02id\x12\x10\n" +
 	"\x03key\x18\x02 \x01(\fR\x03key\"\x92\x04\n" +
@@ -2219,7 +2497,7 @@ const file_control_v1_control_proto_rawDesc = "" +
 	"\vauthorities\x18\x02 \x03(\fR\vauthorities\"\x13\n" +
 	"\x11WatchNodesRequest\"M\n" +
 	"\x12WatchNodesResponse\x127\n" +
-	"\x05nodes\x18\x01 \x03(\v2!.portcullis.control.v1.NodeStatusR\x05nodes\"\xcd\x04\n" +
+	"\x05nodes\x18\x01 \x03(\v2!.portcullis.control.v1.NodeStatusR\x05nodes\"\x8d\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -2237,7 +2515,8 @@ const file_control_v1_control_proto_rawDesc = "" +
 	" \x01(\tR\areplica\x12\x1c\n" +
 	"\tconnected\x18\v \x01(\bR\tconnected\x12\x12\n" +
 	"\x04boot\x18\f \x01(\x04R\x04boot\x12C\n" +
-	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\"+\n" +
+	"\x0fdisconnected_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\x0edisconnectedAt\x12>\n" +
+	"\tcondition\x18\x0e \x01(\v2 .portcullis.control.v1.ConditionR\tcondition\"+\n" +
 	"\n" +
 	"WhyRequest\x12\x1d\n" +
 	"\n" +
@@ -2277,94 +2556,102 @@ func file_control_v1_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_v1_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
+var file_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_control_v1_control_proto_goTypes = []any{
 	(RevocationKind)(0),           // 0: portcullis.control.v1.RevocationKind
 	(*Version)(nil),               // 1: portcullis.control.v1.Version
 	(*FollowRequest)(nil),         // 2: portcullis.control.v1.FollowRequest
-	(*Hello)(nil),                 // 3: portcullis.control.v1.Hello
-	(*Report)(nil),                // 4: portcullis.control.v1.Report
-	(*Problem)(nil),               // 5: portcullis.control.v1.Problem
-	(*KeyMissing)(nil),            // 6: portcullis.control.v1.KeyMissing
-	(*FollowResponse)(nil),        // 7: portcullis.control.v1.FollowResponse
-	(*Welcome)(nil),               // 8: portcullis.control.v1.Welcome
-	(*BusKey)(nil),                // 9: portcullis.control.v1.BusKey
-	(*Update)(nil),                // 10: portcullis.control.v1.Update
-	(*ResourceKey)(nil),           // 11: portcullis.control.v1.ResourceKey
-	(*CredentialRecords)(nil),     // 12: portcullis.control.v1.CredentialRecords
-	(*Revocation)(nil),            // 13: portcullis.control.v1.Revocation
-	(*Heartbeat)(nil),             // 14: portcullis.control.v1.Heartbeat
-	(*Ask)(nil),                   // 15: portcullis.control.v1.Ask
-	(*Decision)(nil),              // 16: portcullis.control.v1.Decision
-	(*DecisionRecord)(nil),        // 17: portcullis.control.v1.DecisionRecord
-	(*JoinRequest)(nil),           // 18: portcullis.control.v1.JoinRequest
-	(*JoinResponse)(nil),          // 19: portcullis.control.v1.JoinResponse
-	(*RenewRequest)(nil),          // 20: portcullis.control.v1.RenewRequest
-	(*RenewResponse)(nil),         // 21: portcullis.control.v1.RenewResponse
-	(*WatchNodesRequest)(nil),     // 22: portcullis.control.v1.WatchNodesRequest
-	(*WatchNodesResponse)(nil),    // 23: portcullis.control.v1.WatchNodesResponse
-	(*NodeStatus)(nil),            // 24: portcullis.control.v1.NodeStatus
-	(*WhyRequest)(nil),            // 25: portcullis.control.v1.WhyRequest
-	(*WhyResponse)(nil),           // 26: portcullis.control.v1.WhyResponse
-	(*durationpb.Duration)(nil),   // 27: google.protobuf.Duration
-	(*v1.Resource)(nil),           // 28: portcullis.config.v1.Resource
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*Condition)(nil),             // 3: portcullis.control.v1.Condition
+	(*EndpointCondition)(nil),     // 4: portcullis.control.v1.EndpointCondition
+	(*ListenerCondition)(nil),     // 5: portcullis.control.v1.ListenerCondition
+	(*Hello)(nil),                 // 6: portcullis.control.v1.Hello
+	(*Report)(nil),                // 7: portcullis.control.v1.Report
+	(*Problem)(nil),               // 8: portcullis.control.v1.Problem
+	(*KeyMissing)(nil),            // 9: portcullis.control.v1.KeyMissing
+	(*FollowResponse)(nil),        // 10: portcullis.control.v1.FollowResponse
+	(*Welcome)(nil),               // 11: portcullis.control.v1.Welcome
+	(*BusKey)(nil),                // 12: portcullis.control.v1.BusKey
+	(*Update)(nil),                // 13: portcullis.control.v1.Update
+	(*ResourceKey)(nil),           // 14: portcullis.control.v1.ResourceKey
+	(*CredentialRecords)(nil),     // 15: portcullis.control.v1.CredentialRecords
+	(*Revocation)(nil),            // 16: portcullis.control.v1.Revocation
+	(*Heartbeat)(nil),             // 17: portcullis.control.v1.Heartbeat
+	(*Ask)(nil),                   // 18: portcullis.control.v1.Ask
+	(*Decision)(nil),              // 19: portcullis.control.v1.Decision
+	(*DecisionRecord)(nil),        // 20: portcullis.control.v1.DecisionRecord
+	(*JoinRequest)(nil),           // 21: portcullis.control.v1.JoinRequest
+	(*JoinResponse)(nil),          // 22: portcullis.control.v1.JoinResponse
+	(*RenewRequest)(nil),          // 23: portcullis.control.v1.RenewRequest
+	(*RenewResponse)(nil),         // 24: portcullis.control.v1.RenewResponse
+	(*WatchNodesRequest)(nil),     // 25: portcullis.control.v1.WatchNodesRequest
+	(*WatchNodesResponse)(nil),    // 26: portcullis.control.v1.WatchNodesResponse
+	(*NodeStatus)(nil),            // 27: portcullis.control.v1.NodeStatus
+	(*WhyRequest)(nil),            // 28: portcullis.control.v1.WhyRequest
+	(*WhyResponse)(nil),           // 29: portcullis.control.v1.WhyResponse
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 31: google.protobuf.Duration
+	(*v1.Resource)(nil),           // 32: portcullis.config.v1.Resource
 }
 var file_control_v1_control_proto_depIdxs = []int32{
-	3,  // 0: portcullis.control.v1.FollowRequest.hello:type_name -> portcullis.control.v1.Hello
-	4,  // 1: portcullis.control.v1.FollowRequest.report:type_name -> portcullis.control.v1.Report
-	16, // 2: portcullis.control.v1.FollowRequest.decision:type_name -> portcullis.control.v1.Decision
-	6,  // 3: portcullis.control.v1.FollowRequest.key_missing:type_name -> portcullis.control.v1.KeyMissing
-	1,  // 4: portcullis.control.v1.Hello.version:type_name -> portcullis.control.v1.Version
-	1,  // 5: portcullis.control.v1.Report.version:type_name -> portcullis.control.v1.Version
-	5,  // 6: portcullis.control.v1.Report.problems:type_name -> portcullis.control.v1.Problem
-	1,  // 7: portcullis.control.v1.Report.running:type_name -> portcullis.control.v1.Version
-	27, // 8: portcullis.control.v1.Report.apply_time:type_name -> google.protobuf.Duration
-	1,  // 9: portcullis.control.v1.Report.revocations:type_name -> portcullis.control.v1.Version
-	10, // 10: portcullis.control.v1.FollowResponse.update:type_name -> portcullis.control.v1.Update
-	14, // 11: portcullis.control.v1.FollowResponse.heartbeat:type_name -> portcullis.control.v1.Heartbeat
-	15, // 12: portcullis.control.v1.FollowResponse.ask:type_name -> portcullis.control.v1.Ask
-	8,  // 13: portcullis.control.v1.FollowResponse.welcome:type_name -> portcullis.control.v1.Welcome
-	9,  // 14: portcullis.control.v1.Welcome.bus_keys:type_name -> portcullis.control.v1.BusKey
-	1,  // 15: portcullis.control.v1.Update.version:type_name -> portcullis.control.v1.Version
-	1,  // 16: portcullis.control.v1.Update.from:type_name -> portcullis.control.v1.Version
-	28, // 17: portcullis.control.v1.Update.upserts:type_name -> portcullis.config.v1.Resource
-	11, // 18: portcullis.control.v1.Update.deletes:type_name -> portcullis.control.v1.ResourceKey
-	12, // 19: portcullis.control.v1.Update.credentials:type_name -> portcullis.control.v1.CredentialRecords
-	13, // 20: portcullis.control.v1.Update.revocations:type_name -> portcullis.control.v1.Revocation
-	0,  // 21: portcullis.control.v1.Revocation.kind:type_name -> portcullis.control.v1.RevocationKind
-	29, // 22: portcullis.control.v1.Revocation.revoked_before:type_name -> google.protobuf.Timestamp
-	29, // 23: portcullis.control.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 24: portcullis.control.v1.Heartbeat.head:type_name -> portcullis.control.v1.Version
-	27, // 25: portcullis.control.v1.Heartbeat.age:type_name -> google.protobuf.Duration
-	17, // 26: portcullis.control.v1.Decision.record:type_name -> portcullis.control.v1.DecisionRecord
-	29, // 27: portcullis.control.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
-	1,  // 28: portcullis.control.v1.DecisionRecord.version:type_name -> portcullis.control.v1.Version
-	27, // 29: portcullis.control.v1.DecisionRecord.duration:type_name -> google.protobuf.Duration
-	24, // 30: portcullis.control.v1.WatchNodesResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
-	1,  // 31: portcullis.control.v1.NodeStatus.version:type_name -> portcullis.control.v1.Version
-	1,  // 32: portcullis.control.v1.NodeStatus.rejected:type_name -> portcullis.control.v1.Version
-	5,  // 33: portcullis.control.v1.NodeStatus.problems:type_name -> portcullis.control.v1.Problem
-	29, // 34: portcullis.control.v1.NodeStatus.connected_at:type_name -> google.protobuf.Timestamp
-	29, // 35: portcullis.control.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
-	27, // 36: portcullis.control.v1.NodeStatus.apply_time:type_name -> google.protobuf.Duration
-	29, // 37: portcullis.control.v1.NodeStatus.disconnected_at:type_name -> google.protobuf.Timestamp
-	17, // 38: portcullis.control.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	2,  // 39: portcullis.control.v1.ControlService.Follow:input_type -> portcullis.control.v1.FollowRequest
-	18, // 40: portcullis.control.v1.JoinService.Join:input_type -> portcullis.control.v1.JoinRequest
-	20, // 41: portcullis.control.v1.RenewService.Renew:input_type -> portcullis.control.v1.RenewRequest
-	22, // 42: portcullis.control.v1.PeerService.WatchNodes:input_type -> portcullis.control.v1.WatchNodesRequest
-	25, // 43: portcullis.control.v1.PeerService.Why:input_type -> portcullis.control.v1.WhyRequest
-	7,  // 44: portcullis.control.v1.ControlService.Follow:output_type -> portcullis.control.v1.FollowResponse
-	19, // 45: portcullis.control.v1.JoinService.Join:output_type -> portcullis.control.v1.JoinResponse
-	21, // 46: portcullis.control.v1.RenewService.Renew:output_type -> portcullis.control.v1.RenewResponse
-	23, // 47: portcullis.control.v1.PeerService.WatchNodes:output_type -> portcullis.control.v1.WatchNodesResponse
-	26, // 48: portcullis.control.v1.PeerService.Why:output_type -> portcullis.control.v1.WhyResponse
-	44, // [44:49] is the sub-list for method output_type
-	39, // [39:44] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	6,  // 0: portcullis.control.v1.FollowRequest.hello:type_name -> portcullis.control.v1.Hello
+	7,  // 1: portcullis.control.v1.FollowRequest.report:type_name -> portcullis.control.v1.Report
+	19, // 2: portcullis.control.v1.FollowRequest.decision:type_name -> portcullis.control.v1.Decision
+	9,  // 3: portcullis.control.v1.FollowRequest.key_missing:type_name -> portcullis.control.v1.KeyMissing
+	3,  // 4: portcullis.control.v1.FollowRequest.condition:type_name -> portcullis.control.v1.Condition
+	4,  // 5: portcullis.control.v1.Condition.endpoints:type_name -> portcullis.control.v1.EndpointCondition
+	5,  // 6: portcullis.control.v1.Condition.listeners:type_name -> portcullis.control.v1.ListenerCondition
+	30, // 7: portcullis.control.v1.EndpointCondition.since:type_name -> google.protobuf.Timestamp
+	1,  // 8: portcullis.control.v1.Hello.version:type_name -> portcullis.control.v1.Version
+	1,  // 9: portcullis.control.v1.Report.version:type_name -> portcullis.control.v1.Version
+	8,  // 10: portcullis.control.v1.Report.problems:type_name -> portcullis.control.v1.Problem
+	1,  // 11: portcullis.control.v1.Report.running:type_name -> portcullis.control.v1.Version
+	31, // 12: portcullis.control.v1.Report.apply_time:type_name -> google.protobuf.Duration
+	1,  // 13: portcullis.control.v1.Report.revocations:type_name -> portcullis.control.v1.Version
+	13, // 14: portcullis.control.v1.FollowResponse.update:type_name -> portcullis.control.v1.Update
+	17, // 15: portcullis.control.v1.FollowResponse.heartbeat:type_name -> portcullis.control.v1.Heartbeat
+	18, // 16: portcullis.control.v1.FollowResponse.ask:type_name -> portcullis.control.v1.Ask
+	11, // 17: portcullis.control.v1.FollowResponse.welcome:type_name -> portcullis.control.v1.Welcome
+	12, // 18: portcullis.control.v1.Welcome.bus_keys:type_name -> portcullis.control.v1.BusKey
+	1,  // 19: portcullis.control.v1.Update.version:type_name -> portcullis.control.v1.Version
+	1,  // 20: portcullis.control.v1.Update.from:type_name -> portcullis.control.v1.Version
+	32, // 21: portcullis.control.v1.Update.upserts:type_name -> portcullis.config.v1.Resource
+	14, // 22: portcullis.control.v1.Update.deletes:type_name -> portcullis.control.v1.ResourceKey
+	15, // 23: portcullis.control.v1.Update.credentials:type_name -> portcullis.control.v1.CredentialRecords
+	16, // 24: portcullis.control.v1.Update.revocations:type_name -> portcullis.control.v1.Revocation
+	0,  // 25: portcullis.control.v1.Revocation.kind:type_name -> portcullis.control.v1.RevocationKind
+	30, // 26: portcullis.control.v1.Revocation.revoked_before:type_name -> google.protobuf.Timestamp
+	30, // 27: portcullis.control.v1.Revocation.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 28: portcullis.control.v1.Heartbeat.head:type_name -> portcullis.control.v1.Version
+	31, // 29: portcullis.control.v1.Heartbeat.age:type_name -> google.protobuf.Duration
+	20, // 30: portcullis.control.v1.Decision.record:type_name -> portcullis.control.v1.DecisionRecord
+	30, // 31: portcullis.control.v1.DecisionRecord.time:type_name -> google.protobuf.Timestamp
+	1,  // 32: portcullis.control.v1.DecisionRecord.version:type_name -> portcullis.control.v1.Version
+	31, // 33: portcullis.control.v1.DecisionRecord.duration:type_name -> google.protobuf.Duration
+	27, // 34: portcullis.control.v1.WatchNodesResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
+	1,  // 35: portcullis.control.v1.NodeStatus.version:type_name -> portcullis.control.v1.Version
+	1,  // 36: portcullis.control.v1.NodeStatus.rejected:type_name -> portcullis.control.v1.Version
+	8,  // 37: portcullis.control.v1.NodeStatus.problems:type_name -> portcullis.control.v1.Problem
+	30, // 38: portcullis.control.v1.NodeStatus.connected_at:type_name -> google.protobuf.Timestamp
+	30, // 39: portcullis.control.v1.NodeStatus.reported_at:type_name -> google.protobuf.Timestamp
+	31, // 40: portcullis.control.v1.NodeStatus.apply_time:type_name -> google.protobuf.Duration
+	30, // 41: portcullis.control.v1.NodeStatus.disconnected_at:type_name -> google.protobuf.Timestamp
+	3,  // 42: portcullis.control.v1.NodeStatus.condition:type_name -> portcullis.control.v1.Condition
+	20, // 43: portcullis.control.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	2,  // 44: portcullis.control.v1.ControlService.Follow:input_type -> portcullis.control.v1.FollowRequest
+	21, // 45: portcullis.control.v1.JoinService.Join:input_type -> portcullis.control.v1.JoinRequest
+	23, // 46: portcullis.control.v1.RenewService.Renew:input_type -> portcullis.control.v1.RenewRequest
+	25, // 47: portcullis.control.v1.PeerService.WatchNodes:input_type -> portcullis.control.v1.WatchNodesRequest
+	28, // 48: portcullis.control.v1.PeerService.Why:input_type -> portcullis.control.v1.WhyRequest
+	10, // 49: portcullis.control.v1.ControlService.Follow:output_type -> portcullis.control.v1.FollowResponse
+	22, // 50: portcullis.control.v1.JoinService.Join:output_type -> portcullis.control.v1.JoinResponse
+	24, // 51: portcullis.control.v1.RenewService.Renew:output_type -> portcullis.control.v1.RenewResponse
+	26, // 52: portcullis.control.v1.PeerService.WatchNodes:output_type -> portcullis.control.v1.WatchNodesResponse
+	29, // 53: portcullis.control.v1.PeerService.Why:output_type -> portcullis.control.v1.WhyResponse
+	49, // [49:54] is the sub-list for method output_type
+	44, // [44:49] is the sub-list for method input_type
+	44, // [44:44] is the sub-list for extension type_name
+	44, // [44:44] is the sub-list for extension extendee
+	0,  // [0:44] is the sub-list for field type_name
 }
 
 func init() { file_control_v1_control_proto_init() }
@@ -2377,8 +2664,9 @@ func file_control_v1_control_proto_init() {
 		(*FollowRequest_Report)(nil),
 		(*FollowRequest_Decision)(nil),
 		(*FollowRequest_KeyMissing)(nil),
+		(*FollowRequest_Condition)(nil),
 	}
-	file_control_v1_control_proto_msgTypes[6].OneofWrappers = []any{
+	file_control_v1_control_proto_msgTypes[9].OneofWrappers = []any{
 		(*FollowResponse_Update)(nil),
 		(*FollowResponse_Heartbeat)(nil),
 		(*FollowResponse_Ask)(nil),
@@ -2390,7 +2678,7 @@ func file_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_v1_control_proto_rawDesc), len(file_control_v1_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   26,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   4,
 		},
