@@ -82,6 +82,10 @@ type Response struct {
 	// Upgrade, when set, takes over the connection after a 101. It returns when the
 	// connection has ended and closes client.
 	Upgrade func(client io.ReadWriteCloser) error
+	// Interrupt ends a body or an upgraded connection that is still open: its reader
+	// fails with cause. It may be called from any goroutine, any number of times,
+	// until Done has run; nil when nothing is open behind the response.
+	Interrupt func(cause error)
 }
 
 // Identity is who the caller proved to be. The zero Identity is anonymous.
