@@ -1422,13 +1422,15 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 type StatusResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Of the binary.
-	Version       string            `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	Revision      *v11.Version      `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
-	Nodes         []*v11.NodeStatus `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Issuers       []*IssuerStatus   `protobuf:"bytes,4,rep,name=issuers,proto3" json:"issuers,omitempty"`
-	Revocations   int64             `protobuf:"varint,5,opt,name=revocations,proto3" json:"revocations,omitempty"`
-	Credentials   int64             `protobuf:"varint,6,opt,name=credentials,proto3" json:"credentials,omitempty"`
-	Replicas      []string          `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	Version     string            `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	Revision    *v11.Version      `protobuf:"bytes,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Nodes       []*v11.NodeStatus `protobuf:"bytes,3,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Issuers     []*IssuerStatus   `protobuf:"bytes,4,rep,name=issuers,proto3" json:"issuers,omitempty"`
+	Revocations int64             `protobuf:"varint,5,opt,name=revocations,proto3" json:"revocations,omitempty"`
+	Credentials int64             `protobuf:"varint,6,opt,name=credentials,proto3" json:"credentials,omitempty"`
+	Replicas    []string          `protobuf:"bytes,7,rep,name=replicas,proto3" json:"replicas,omitempty"`
+	// Those that are obtained by ACME.
+	Certificates  []*CertificateStatus `protobuf:"bytes,8,rep,name=certificates,proto3" json:"certificates,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1512,6 +1514,127 @@ func (x *StatusResponse) GetReplicas() []string {
 	return nil
 }
 
+func (x *StatusResponse) GetCertificates() []*CertificateStatus {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+// CertificateStatus is how a certificate that is obtained by ACME fares.
+type CertificateStatus struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Workspace string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
+	Name      string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Hostnames []string               `protobuf:"bytes,3,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
+	// Unset before the first is issued.
+	IssuedAt  *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it is ordered again.
+	RefreshAt *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=refresh_at,json=refreshAt,proto3" json:"refresh_at,omitempty"`
+	// Why the last order failed; empty when it did not.
+	Problem string `protobuf:"bytes,7,opt,name=problem,proto3" json:"problem,omitempty"`
+	// How many have failed one after the other.
+	Failures uint32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
+	// An order is running: nodes answer its challenges.
+	Ordering      bool `protobuf:"varint,9,opt,name=ordering,proto3" json:"ordering,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CertificateStatus) Reset() {
+	*x = CertificateStatus{}
+	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CertificateStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CertificateStatus) ProtoMessage() {}
+
+func (x *CertificateStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CertificateStatus.ProtoReflect.Descriptor instead.
+func (*CertificateStatus) Descriptor() ([]byte, []int) {
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *CertificateStatus) GetWorkspace() string {
+	if x != nil {
+		return x.Workspace
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetHostnames() []string {
+	if x != nil {
+		return x.Hostnames
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetIssuedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.IssuedAt
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetExpiresAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpiresAt
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetRefreshAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RefreshAt
+	}
+	return nil
+}
+
+func (x *CertificateStatus) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *CertificateStatus) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *CertificateStatus) GetOrdering() bool {
+	if x != nil {
+		return x.Ordering
+	}
+	return false
+}
+
 type IssuerStatus struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Workspace     string                 `protobuf:"bytes,1,opt,name=workspace,proto3" json:"workspace,omitempty"`
@@ -1527,7 +1650,7 @@ type IssuerStatus struct {
 
 func (x *IssuerStatus) Reset() {
 	*x = IssuerStatus{}
-	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_admin_v1_admin_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1662,7 @@ func (x *IssuerStatus) String() string {
 func (*IssuerStatus) ProtoMessage() {}
 
 func (x *IssuerStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[23]
+	mi := &file_admin_v1_admin_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1675,7 @@ func (x *IssuerStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuerStatus.ProtoReflect.Descriptor instead.
 func (*IssuerStatus) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{23}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IssuerStatus) GetWorkspace() string {
@@ -1613,7 +1736,7 @@ type WhyRequest struct {
 
 func (x *WhyRequest) Reset() {
 	*x = WhyRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_admin_v1_admin_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1625,7 +1748,7 @@ func (x *WhyRequest) String() string {
 func (*WhyRequest) ProtoMessage() {}
 
 func (x *WhyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[24]
+	mi := &file_admin_v1_admin_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1638,7 +1761,7 @@ func (x *WhyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyRequest.ProtoReflect.Descriptor instead.
 func (*WhyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{24}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *WhyRequest) GetRequestId() string {
@@ -1657,7 +1780,7 @@ type WhyResponse struct {
 
 func (x *WhyResponse) Reset() {
 	*x = WhyResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_admin_v1_admin_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1669,7 +1792,7 @@ func (x *WhyResponse) String() string {
 func (*WhyResponse) ProtoMessage() {}
 
 func (x *WhyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[25]
+	mi := &file_admin_v1_admin_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1682,7 +1805,7 @@ func (x *WhyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WhyResponse.ProtoReflect.Descriptor instead.
 func (*WhyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{25}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *WhyResponse) GetRecord() *v11.DecisionRecord {
@@ -1708,7 +1831,7 @@ type CreateKeyRequest struct {
 
 func (x *CreateKeyRequest) Reset() {
 	*x = CreateKeyRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_admin_v1_admin_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1720,7 +1843,7 @@ func (x *CreateKeyRequest) String() string {
 func (*CreateKeyRequest) ProtoMessage() {}
 
 func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[26]
+	mi := &file_admin_v1_admin_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1733,7 +1856,7 @@ func (x *CreateKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyRequest.ProtoReflect.Descriptor instead.
 func (*CreateKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{26}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CreateKeyRequest) GetWorkspace() string {
@@ -1790,7 +1913,7 @@ type CreateKeyResponse struct {
 
 func (x *CreateKeyResponse) Reset() {
 	*x = CreateKeyResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_admin_v1_admin_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1802,7 +1925,7 @@ func (x *CreateKeyResponse) String() string {
 func (*CreateKeyResponse) ProtoMessage() {}
 
 func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[27]
+	mi := &file_admin_v1_admin_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1815,7 +1938,7 @@ func (x *CreateKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateKeyResponse.ProtoReflect.Descriptor instead.
 func (*CreateKeyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{27}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CreateKeyResponse) GetKey() string {
@@ -1856,7 +1979,7 @@ type RevokeKeyRequest struct {
 
 func (x *RevokeKeyRequest) Reset() {
 	*x = RevokeKeyRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_admin_v1_admin_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1991,7 @@ func (x *RevokeKeyRequest) String() string {
 func (*RevokeKeyRequest) ProtoMessage() {}
 
 func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[28]
+	mi := &file_admin_v1_admin_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +2004,7 @@ func (x *RevokeKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyRequest.ProtoReflect.Descriptor instead.
 func (*RevokeKeyRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{28}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *RevokeKeyRequest) GetWorkspace() string {
@@ -1907,7 +2030,7 @@ type RevokeKeyResponse struct {
 
 func (x *RevokeKeyResponse) Reset() {
 	*x = RevokeKeyResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_admin_v1_admin_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1919,7 +2042,7 @@ func (x *RevokeKeyResponse) String() string {
 func (*RevokeKeyResponse) ProtoMessage() {}
 
 func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[29]
+	mi := &file_admin_v1_admin_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1932,7 +2055,7 @@ func (x *RevokeKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeKeyResponse.ProtoReflect.Descriptor instead.
 func (*RevokeKeyResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{29}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *RevokeKeyResponse) GetVersion() *v11.Version {
@@ -1959,7 +2082,7 @@ type MintTokenRequest struct {
 
 func (x *MintTokenRequest) Reset() {
 	*x = MintTokenRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_admin_v1_admin_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1971,7 +2094,7 @@ func (x *MintTokenRequest) String() string {
 func (*MintTokenRequest) ProtoMessage() {}
 
 func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[30]
+	mi := &file_admin_v1_admin_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1984,7 +2107,7 @@ func (x *MintTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenRequest.ProtoReflect.Descriptor instead.
 func (*MintTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{30}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *MintTokenRequest) GetIssuer() string {
@@ -2047,7 +2170,7 @@ type MintTokenResponse struct {
 
 func (x *MintTokenResponse) Reset() {
 	*x = MintTokenResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_admin_v1_admin_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2059,7 +2182,7 @@ func (x *MintTokenResponse) String() string {
 func (*MintTokenResponse) ProtoMessage() {}
 
 func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[31]
+	mi := &file_admin_v1_admin_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2072,7 +2195,7 @@ func (x *MintTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MintTokenResponse.ProtoReflect.Descriptor instead.
 func (*MintTokenResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{31}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *MintTokenResponse) GetToken() string {
@@ -2115,7 +2238,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_admin_v1_admin_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2250,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[32]
+	mi := &file_admin_v1_admin_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2263,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{32}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *RevokeRequest) GetSubject() string {
@@ -2203,7 +2326,7 @@ type RevokeResponse struct {
 
 func (x *RevokeResponse) Reset() {
 	*x = RevokeResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_admin_v1_admin_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2215,7 +2338,7 @@ func (x *RevokeResponse) String() string {
 func (*RevokeResponse) ProtoMessage() {}
 
 func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[33]
+	mi := &file_admin_v1_admin_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2228,7 +2351,7 @@ func (x *RevokeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeResponse.ProtoReflect.Descriptor instead.
 func (*RevokeResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{33}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *RevokeResponse) GetVersion() *v11.Version {
@@ -2255,7 +2378,7 @@ type CreateJoinTokenRequest struct {
 
 func (x *CreateJoinTokenRequest) Reset() {
 	*x = CreateJoinTokenRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_admin_v1_admin_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2267,7 +2390,7 @@ func (x *CreateJoinTokenRequest) String() string {
 func (*CreateJoinTokenRequest) ProtoMessage() {}
 
 func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[34]
+	mi := &file_admin_v1_admin_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2280,7 +2403,7 @@ func (x *CreateJoinTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{34}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *CreateJoinTokenRequest) GetTtl() *durationpb.Duration {
@@ -2300,7 +2423,7 @@ type CreateJoinTokenResponse struct {
 
 func (x *CreateJoinTokenResponse) Reset() {
 	*x = CreateJoinTokenResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2312,7 +2435,7 @@ func (x *CreateJoinTokenResponse) String() string {
 func (*CreateJoinTokenResponse) ProtoMessage() {}
 
 func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[35]
+	mi := &file_admin_v1_admin_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2325,7 +2448,7 @@ func (x *CreateJoinTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateJoinTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateJoinTokenResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{35}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *CreateJoinTokenResponse) GetToken() string {
@@ -2351,7 +2474,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2363,7 +2486,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[36]
+	mi := &file_admin_v1_admin_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2376,7 +2499,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{36}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RemoveNodeRequest) GetName() string {
@@ -2394,7 +2517,7 @@ type RemoveNodeResponse struct {
 
 func (x *RemoveNodeResponse) Reset() {
 	*x = RemoveNodeResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2406,7 +2529,7 @@ func (x *RemoveNodeResponse) String() string {
 func (*RemoveNodeResponse) ProtoMessage() {}
 
 func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[37]
+	mi := &file_admin_v1_admin_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2419,7 +2542,7 @@ func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
 func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{37}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{38}
 }
 
 type Operator struct {
@@ -2435,7 +2558,7 @@ type Operator struct {
 
 func (x *Operator) Reset() {
 	*x = Operator{}
-	mi := &file_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2447,7 +2570,7 @@ func (x *Operator) String() string {
 func (*Operator) ProtoMessage() {}
 
 func (x *Operator) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[38]
+	mi := &file_admin_v1_admin_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2460,7 +2583,7 @@ func (x *Operator) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Operator.ProtoReflect.Descriptor instead.
 func (*Operator) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{38}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Operator) GetName() string {
@@ -2500,7 +2623,7 @@ type CreateOperatorRequest struct {
 
 func (x *CreateOperatorRequest) Reset() {
 	*x = CreateOperatorRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2512,7 +2635,7 @@ func (x *CreateOperatorRequest) String() string {
 func (*CreateOperatorRequest) ProtoMessage() {}
 
 func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[39]
+	mi := &file_admin_v1_admin_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2525,7 +2648,7 @@ func (x *CreateOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorRequest.ProtoReflect.Descriptor instead.
 func (*CreateOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{39}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *CreateOperatorRequest) GetOperator() *Operator {
@@ -2544,7 +2667,7 @@ type CreateOperatorResponse struct {
 
 func (x *CreateOperatorResponse) Reset() {
 	*x = CreateOperatorResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2556,7 +2679,7 @@ func (x *CreateOperatorResponse) String() string {
 func (*CreateOperatorResponse) ProtoMessage() {}
 
 func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[40]
+	mi := &file_admin_v1_admin_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2569,7 +2692,7 @@ func (x *CreateOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOperatorResponse.ProtoReflect.Descriptor instead.
 func (*CreateOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{40}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *CreateOperatorResponse) GetCredential() string {
@@ -2587,7 +2710,7 @@ type ListOperatorsRequest struct {
 
 func (x *ListOperatorsRequest) Reset() {
 	*x = ListOperatorsRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_admin_v1_admin_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2599,7 +2722,7 @@ func (x *ListOperatorsRequest) String() string {
 func (*ListOperatorsRequest) ProtoMessage() {}
 
 func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[41]
+	mi := &file_admin_v1_admin_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2612,7 +2735,7 @@ func (x *ListOperatorsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsRequest.ProtoReflect.Descriptor instead.
 func (*ListOperatorsRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{41}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{42}
 }
 
 type ListOperatorsResponse struct {
@@ -2624,7 +2747,7 @@ type ListOperatorsResponse struct {
 
 func (x *ListOperatorsResponse) Reset() {
 	*x = ListOperatorsResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_admin_v1_admin_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2636,7 +2759,7 @@ func (x *ListOperatorsResponse) String() string {
 func (*ListOperatorsResponse) ProtoMessage() {}
 
 func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[42]
+	mi := &file_admin_v1_admin_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2649,7 +2772,7 @@ func (x *ListOperatorsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOperatorsResponse.ProtoReflect.Descriptor instead.
 func (*ListOperatorsResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{42}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ListOperatorsResponse) GetOperators() []*Operator {
@@ -2668,7 +2791,7 @@ type DeleteOperatorRequest struct {
 
 func (x *DeleteOperatorRequest) Reset() {
 	*x = DeleteOperatorRequest{}
-	mi := &file_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_admin_v1_admin_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2680,7 +2803,7 @@ func (x *DeleteOperatorRequest) String() string {
 func (*DeleteOperatorRequest) ProtoMessage() {}
 
 func (x *DeleteOperatorRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[43]
+	mi := &file_admin_v1_admin_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2693,7 +2816,7 @@ func (x *DeleteOperatorRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOperatorRequest.ProtoReflect.Descriptor instead.
 func (*DeleteOperatorRequest) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{43}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *DeleteOperatorRequest) GetName() string {
@@ -2711,7 +2834,7 @@ type DeleteOperatorResponse struct {
 
 func (x *DeleteOperatorResponse) Reset() {
 	*x = DeleteOperatorResponse{}
-	mi := &file_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_admin_v1_admin_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2723,7 +2846,7 @@ func (x *DeleteOperatorResponse) String() string {
 func (*DeleteOperatorResponse) ProtoMessage() {}
 
 func (x *DeleteOperatorResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_admin_v1_admin_proto_msgTypes[44]
+	mi := &file_admin_v1_admin_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2736,7 +2859,7 @@ func (x *DeleteOperatorResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteOperatorResponse.ProtoReflect.Descriptor instead.
 func (*DeleteOperatorResponse) Descriptor() ([]byte, []int) {
-	return file_admin_v1_admin_proto_rawDescGZIP(), []int{44}
+	return file_admin_v1_admin_proto_rawDescGZIP(), []int{45}
 }
 
 var File_admin_v1_admin_proto protoreflect.FileDescriptor
@@ -2827,7 +2950,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\fWaitResponse\x128\n" +
 	"\aversion\x18\x01 \x01(\v2\x1e.portcullis.control.v1.VersionR\aversion\x12B\n" +
 	"\vconvergence\x18\x02 \x01(\v2 .portcullis.admin.v1.ConvergenceR\vconvergence\"\x0f\n" +
-	"\rStatusRequest\"\xbc\x02\n" +
+	"\rStatusRequest\"\x88\x03\n" +
 	"\x0eStatusResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12:\n" +
 	"\brevision\x18\x02 \x01(\v2\x1e.portcullis.control.v1.VersionR\brevision\x127\n" +
@@ -2835,7 +2958,20 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\aissuers\x18\x04 \x03(\v2!.portcullis.admin.v1.IssuerStatusR\aissuers\x12 \n" +
 	"\vrevocations\x18\x05 \x01(\x03R\vrevocations\x12 \n" +
 	"\vcredentials\x18\x06 \x01(\x03R\vcredentials\x12\x1a\n" +
-	"\breplicas\x18\a \x03(\tR\breplicas\"\xf8\x01\n" +
+	"\breplicas\x18\a \x03(\tR\breplicas\x12J\n" +
+	"\fcertificates\x18\b \x03(\v2&.portcullis.admin.v1.CertificateStatusR\fcertificates\"\xe4\x02\n" +
+	"\x11CertificateStatus\x12\x1c\n" +
+	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
+	"\thostnames\x18\x03 \x03(\tR\thostnames\x127\n" +
+	"\tissued_at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\bissuedAt\x129\n" +
+	"\n" +
+	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x129\n" +
+	"\n" +
+	"refresh_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\x12\x18\n" +
+	"\aproblem\x18\a \x01(\tR\aproblem\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\rR\bfailures\x12\x1a\n" +
+	"\bordering\x18\t \x01(\bR\bordering\"\xf8\x01\n" +
 	"\fIssuerStatus\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2971,7 +3107,7 @@ func file_admin_v1_admin_proto_rawDescGZIP() []byte {
 }
 
 var file_admin_v1_admin_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 45)
+var file_admin_v1_admin_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_admin_v1_admin_proto_goTypes = []any{
 	(Action)(0),                     // 0: portcullis.admin.v1.Action
 	(Role)(0),                       // 1: portcullis.admin.v1.Role
@@ -2998,141 +3134,146 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*WaitResponse)(nil),            // 22: portcullis.admin.v1.WaitResponse
 	(*StatusRequest)(nil),           // 23: portcullis.admin.v1.StatusRequest
 	(*StatusResponse)(nil),          // 24: portcullis.admin.v1.StatusResponse
-	(*IssuerStatus)(nil),            // 25: portcullis.admin.v1.IssuerStatus
-	(*WhyRequest)(nil),              // 26: portcullis.admin.v1.WhyRequest
-	(*WhyResponse)(nil),             // 27: portcullis.admin.v1.WhyResponse
-	(*CreateKeyRequest)(nil),        // 28: portcullis.admin.v1.CreateKeyRequest
-	(*CreateKeyResponse)(nil),       // 29: portcullis.admin.v1.CreateKeyResponse
-	(*RevokeKeyRequest)(nil),        // 30: portcullis.admin.v1.RevokeKeyRequest
-	(*RevokeKeyResponse)(nil),       // 31: portcullis.admin.v1.RevokeKeyResponse
-	(*MintTokenRequest)(nil),        // 32: portcullis.admin.v1.MintTokenRequest
-	(*MintTokenResponse)(nil),       // 33: portcullis.admin.v1.MintTokenResponse
-	(*RevokeRequest)(nil),           // 34: portcullis.admin.v1.RevokeRequest
-	(*RevokeResponse)(nil),          // 35: portcullis.admin.v1.RevokeResponse
-	(*CreateJoinTokenRequest)(nil),  // 36: portcullis.admin.v1.CreateJoinTokenRequest
-	(*CreateJoinTokenResponse)(nil), // 37: portcullis.admin.v1.CreateJoinTokenResponse
-	(*RemoveNodeRequest)(nil),       // 38: portcullis.admin.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),      // 39: portcullis.admin.v1.RemoveNodeResponse
-	(*Operator)(nil),                // 40: portcullis.admin.v1.Operator
-	(*CreateOperatorRequest)(nil),   // 41: portcullis.admin.v1.CreateOperatorRequest
-	(*CreateOperatorResponse)(nil),  // 42: portcullis.admin.v1.CreateOperatorResponse
-	(*ListOperatorsRequest)(nil),    // 43: portcullis.admin.v1.ListOperatorsRequest
-	(*ListOperatorsResponse)(nil),   // 44: portcullis.admin.v1.ListOperatorsResponse
-	(*DeleteOperatorRequest)(nil),   // 45: portcullis.admin.v1.DeleteOperatorRequest
-	(*DeleteOperatorResponse)(nil),  // 46: portcullis.admin.v1.DeleteOperatorResponse
-	(*v1.Resource)(nil),             // 47: portcullis.config.v1.Resource
-	(*v11.ResourceKey)(nil),         // 48: portcullis.control.v1.ResourceKey
-	(*v11.Version)(nil),             // 49: portcullis.control.v1.Version
-	(*durationpb.Duration)(nil),     // 50: google.protobuf.Duration
-	(*v11.NodeStatus)(nil),          // 51: portcullis.control.v1.NodeStatus
-	(*v11.Problem)(nil),             // 52: portcullis.control.v1.Problem
-	(*timestamppb.Timestamp)(nil),   // 53: google.protobuf.Timestamp
-	(v11.RevocationKind)(0),         // 54: portcullis.control.v1.RevocationKind
-	(*v11.DecisionRecord)(nil),      // 55: portcullis.control.v1.DecisionRecord
-	(*structpb.Struct)(nil),         // 56: google.protobuf.Struct
+	(*CertificateStatus)(nil),       // 25: portcullis.admin.v1.CertificateStatus
+	(*IssuerStatus)(nil),            // 26: portcullis.admin.v1.IssuerStatus
+	(*WhyRequest)(nil),              // 27: portcullis.admin.v1.WhyRequest
+	(*WhyResponse)(nil),             // 28: portcullis.admin.v1.WhyResponse
+	(*CreateKeyRequest)(nil),        // 29: portcullis.admin.v1.CreateKeyRequest
+	(*CreateKeyResponse)(nil),       // 30: portcullis.admin.v1.CreateKeyResponse
+	(*RevokeKeyRequest)(nil),        // 31: portcullis.admin.v1.RevokeKeyRequest
+	(*RevokeKeyResponse)(nil),       // 32: portcullis.admin.v1.RevokeKeyResponse
+	(*MintTokenRequest)(nil),        // 33: portcullis.admin.v1.MintTokenRequest
+	(*MintTokenResponse)(nil),       // 34: portcullis.admin.v1.MintTokenResponse
+	(*RevokeRequest)(nil),           // 35: portcullis.admin.v1.RevokeRequest
+	(*RevokeResponse)(nil),          // 36: portcullis.admin.v1.RevokeResponse
+	(*CreateJoinTokenRequest)(nil),  // 37: portcullis.admin.v1.CreateJoinTokenRequest
+	(*CreateJoinTokenResponse)(nil), // 38: portcullis.admin.v1.CreateJoinTokenResponse
+	(*RemoveNodeRequest)(nil),       // 39: portcullis.admin.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),      // 40: portcullis.admin.v1.RemoveNodeResponse
+	(*Operator)(nil),                // 41: portcullis.admin.v1.Operator
+	(*CreateOperatorRequest)(nil),   // 42: portcullis.admin.v1.CreateOperatorRequest
+	(*CreateOperatorResponse)(nil),  // 43: portcullis.admin.v1.CreateOperatorResponse
+	(*ListOperatorsRequest)(nil),    // 44: portcullis.admin.v1.ListOperatorsRequest
+	(*ListOperatorsResponse)(nil),   // 45: portcullis.admin.v1.ListOperatorsResponse
+	(*DeleteOperatorRequest)(nil),   // 46: portcullis.admin.v1.DeleteOperatorRequest
+	(*DeleteOperatorResponse)(nil),  // 47: portcullis.admin.v1.DeleteOperatorResponse
+	(*v1.Resource)(nil),             // 48: portcullis.config.v1.Resource
+	(*v11.ResourceKey)(nil),         // 49: portcullis.control.v1.ResourceKey
+	(*v11.Version)(nil),             // 50: portcullis.control.v1.Version
+	(*durationpb.Duration)(nil),     // 51: google.protobuf.Duration
+	(*v11.NodeStatus)(nil),          // 52: portcullis.control.v1.NodeStatus
+	(*v11.Problem)(nil),             // 53: portcullis.control.v1.Problem
+	(*timestamppb.Timestamp)(nil),   // 54: google.protobuf.Timestamp
+	(v11.RevocationKind)(0),         // 55: portcullis.control.v1.RevocationKind
+	(*v11.DecisionRecord)(nil),      // 56: portcullis.control.v1.DecisionRecord
+	(*structpb.Struct)(nil),         // 57: google.protobuf.Struct
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
-	47, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
-	48, // 1: portcullis.admin.v1.Change.deletes:type_name -> portcullis.control.v1.ResourceKey
+	48, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
+	49, // 1: portcullis.admin.v1.Change.deletes:type_name -> portcullis.control.v1.ResourceKey
 	2,  // 2: portcullis.admin.v1.ApplyRequest.change:type_name -> portcullis.admin.v1.Change
-	49, // 3: portcullis.admin.v1.ApplyRequest.at:type_name -> portcullis.control.v1.Version
-	50, // 4: portcullis.admin.v1.ApplyRequest.wait_for:type_name -> google.protobuf.Duration
-	49, // 5: portcullis.admin.v1.ApplyResponse.version:type_name -> portcullis.control.v1.Version
+	50, // 3: portcullis.admin.v1.ApplyRequest.at:type_name -> portcullis.control.v1.Version
+	51, // 4: portcullis.admin.v1.ApplyRequest.wait_for:type_name -> google.protobuf.Duration
+	50, // 5: portcullis.admin.v1.ApplyResponse.version:type_name -> portcullis.control.v1.Version
 	8,  // 6: portcullis.admin.v1.ApplyResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
 	5,  // 7: portcullis.admin.v1.ApplyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	50, // 8: portcullis.admin.v1.Convergence.took:type_name -> google.protobuf.Duration
-	51, // 9: portcullis.admin.v1.Convergence.behind:type_name -> portcullis.control.v1.NodeStatus
+	51, // 8: portcullis.admin.v1.Convergence.took:type_name -> google.protobuf.Duration
+	52, // 9: portcullis.admin.v1.Convergence.behind:type_name -> portcullis.control.v1.NodeStatus
 	2,  // 10: portcullis.admin.v1.PlanRequest.change:type_name -> portcullis.admin.v1.Change
-	49, // 11: portcullis.admin.v1.PlanResponse.at:type_name -> portcullis.control.v1.Version
+	50, // 11: portcullis.admin.v1.PlanResponse.at:type_name -> portcullis.control.v1.Version
 	8,  // 12: portcullis.admin.v1.PlanResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
-	52, // 13: portcullis.admin.v1.PlanResponse.problems:type_name -> portcullis.control.v1.Problem
-	48, // 14: portcullis.admin.v1.ResourceChange.key:type_name -> portcullis.control.v1.ResourceKey
+	53, // 13: portcullis.admin.v1.PlanResponse.problems:type_name -> portcullis.control.v1.Problem
+	49, // 14: portcullis.admin.v1.ResourceChange.key:type_name -> portcullis.control.v1.ResourceKey
 	0,  // 15: portcullis.admin.v1.ResourceChange.action:type_name -> portcullis.admin.v1.Action
 	9,  // 16: portcullis.admin.v1.ResourceChange.fields:type_name -> portcullis.admin.v1.FieldChange
-	47, // 17: portcullis.admin.v1.ListResponse.resources:type_name -> portcullis.config.v1.Resource
-	49, // 18: portcullis.admin.v1.ListResponse.version:type_name -> portcullis.control.v1.Version
-	47, // 19: portcullis.admin.v1.GetResponse.resource:type_name -> portcullis.config.v1.Resource
-	49, // 20: portcullis.admin.v1.GetResponse.version:type_name -> portcullis.control.v1.Version
-	49, // 21: portcullis.admin.v1.WatchRequest.after:type_name -> portcullis.control.v1.Version
+	48, // 17: portcullis.admin.v1.ListResponse.resources:type_name -> portcullis.config.v1.Resource
+	50, // 18: portcullis.admin.v1.ListResponse.version:type_name -> portcullis.control.v1.Version
+	48, // 19: portcullis.admin.v1.GetResponse.resource:type_name -> portcullis.config.v1.Resource
+	50, // 20: portcullis.admin.v1.GetResponse.version:type_name -> portcullis.control.v1.Version
+	50, // 21: portcullis.admin.v1.WatchRequest.after:type_name -> portcullis.control.v1.Version
 	18, // 22: portcullis.admin.v1.WatchResponse.entry:type_name -> portcullis.admin.v1.HistoryEntry
 	18, // 23: portcullis.admin.v1.HistoryResponse.entries:type_name -> portcullis.admin.v1.HistoryEntry
-	49, // 24: portcullis.admin.v1.HistoryEntry.version:type_name -> portcullis.control.v1.Version
-	53, // 25: portcullis.admin.v1.HistoryEntry.time:type_name -> google.protobuf.Timestamp
+	50, // 24: portcullis.admin.v1.HistoryEntry.version:type_name -> portcullis.control.v1.Version
+	54, // 25: portcullis.admin.v1.HistoryEntry.time:type_name -> google.protobuf.Timestamp
 	8,  // 26: portcullis.admin.v1.HistoryEntry.changes:type_name -> portcullis.admin.v1.ResourceChange
-	54, // 27: portcullis.admin.v1.HistoryEntry.revocations:type_name -> portcullis.control.v1.RevocationKind
-	50, // 28: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
-	49, // 29: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
+	55, // 27: portcullis.admin.v1.HistoryEntry.revocations:type_name -> portcullis.control.v1.RevocationKind
+	51, // 28: portcullis.admin.v1.RollbackRequest.wait_for:type_name -> google.protobuf.Duration
+	50, // 29: portcullis.admin.v1.RollbackResponse.version:type_name -> portcullis.control.v1.Version
 	8,  // 30: portcullis.admin.v1.RollbackResponse.changes:type_name -> portcullis.admin.v1.ResourceChange
 	5,  // 31: portcullis.admin.v1.RollbackResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	50, // 32: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
-	49, // 33: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
+	51, // 32: portcullis.admin.v1.WaitRequest.timeout:type_name -> google.protobuf.Duration
+	50, // 33: portcullis.admin.v1.WaitResponse.version:type_name -> portcullis.control.v1.Version
 	5,  // 34: portcullis.admin.v1.WaitResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	49, // 35: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
-	51, // 36: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
-	25, // 37: portcullis.admin.v1.StatusResponse.issuers:type_name -> portcullis.admin.v1.IssuerStatus
-	53, // 38: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
-	53, // 39: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
-	55, // 40: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	50, // 41: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	50, // 42: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
-	49, // 43: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
-	5,  // 44: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	49, // 45: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
-	50, // 46: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	56, // 47: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	53, // 48: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	53, // 49: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
-	49, // 50: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
-	53, // 51: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
-	50, // 52: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	53, // 53: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 54: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
-	53, // 55: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	40, // 56: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
-	40, // 57: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
-	3,  // 58: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
-	6,  // 59: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
-	10, // 60: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
-	12, // 61: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
-	14, // 62: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
-	16, // 63: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
-	19, // 64: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
-	21, // 65: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
-	23, // 66: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
-	26, // 67: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
-	28, // 68: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
-	30, // 69: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
-	32, // 70: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
-	34, // 71: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
-	36, // 72: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
-	38, // 73: portcullis.admin.v1.AdminService.RemoveNode:input_type -> portcullis.admin.v1.RemoveNodeRequest
-	41, // 74: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
-	43, // 75: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
-	45, // 76: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
-	4,  // 77: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
-	7,  // 78: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
-	11, // 79: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
-	13, // 80: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
-	15, // 81: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
-	17, // 82: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
-	20, // 83: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
-	22, // 84: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
-	24, // 85: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
-	27, // 86: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
-	29, // 87: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
-	31, // 88: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
-	33, // 89: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
-	35, // 90: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
-	37, // 91: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
-	39, // 92: portcullis.admin.v1.AdminService.RemoveNode:output_type -> portcullis.admin.v1.RemoveNodeResponse
-	42, // 93: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
-	44, // 94: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
-	46, // 95: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
-	77, // [77:96] is the sub-list for method output_type
-	58, // [58:77] is the sub-list for method input_type
-	58, // [58:58] is the sub-list for extension type_name
-	58, // [58:58] is the sub-list for extension extendee
-	0,  // [0:58] is the sub-list for field type_name
+	50, // 35: portcullis.admin.v1.StatusResponse.revision:type_name -> portcullis.control.v1.Version
+	52, // 36: portcullis.admin.v1.StatusResponse.nodes:type_name -> portcullis.control.v1.NodeStatus
+	26, // 37: portcullis.admin.v1.StatusResponse.issuers:type_name -> portcullis.admin.v1.IssuerStatus
+	25, // 38: portcullis.admin.v1.StatusResponse.certificates:type_name -> portcullis.admin.v1.CertificateStatus
+	54, // 39: portcullis.admin.v1.CertificateStatus.issued_at:type_name -> google.protobuf.Timestamp
+	54, // 40: portcullis.admin.v1.CertificateStatus.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 41: portcullis.admin.v1.CertificateStatus.refresh_at:type_name -> google.protobuf.Timestamp
+	54, // 42: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	54, // 43: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
+	56, // 44: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	51, // 45: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	51, // 46: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
+	50, // 47: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
+	5,  // 48: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
+	50, // 49: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
+	51, // 50: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	57, // 51: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	54, // 52: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 53: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
+	50, // 54: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
+	54, // 55: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	51, // 56: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	54, // 57: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 58: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
+	54, // 59: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	41, // 60: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
+	41, // 61: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
+	3,  // 62: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
+	6,  // 63: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
+	10, // 64: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
+	12, // 65: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
+	14, // 66: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
+	16, // 67: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
+	19, // 68: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
+	21, // 69: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
+	23, // 70: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
+	27, // 71: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
+	29, // 72: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
+	31, // 73: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
+	33, // 74: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
+	35, // 75: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
+	37, // 76: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
+	39, // 77: portcullis.admin.v1.AdminService.RemoveNode:input_type -> portcullis.admin.v1.RemoveNodeRequest
+	42, // 78: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
+	44, // 79: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
+	46, // 80: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
+	4,  // 81: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
+	7,  // 82: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
+	11, // 83: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
+	13, // 84: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
+	15, // 85: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
+	17, // 86: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
+	20, // 87: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
+	22, // 88: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
+	24, // 89: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
+	28, // 90: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
+	30, // 91: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
+	32, // 92: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
+	34, // 93: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
+	36, // 94: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
+	38, // 95: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
+	40, // 96: portcullis.admin.v1.AdminService.RemoveNode:output_type -> portcullis.admin.v1.RemoveNodeResponse
+	43, // 97: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
+	45, // 98: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
+	47, // 99: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
+	81, // [81:100] is the sub-list for method output_type
+	62, // [62:81] is the sub-list for method input_type
+	62, // [62:62] is the sub-list for extension type_name
+	62, // [62:62] is the sub-list for extension extendee
+	0,  // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }
@@ -3146,7 +3287,7 @@ func file_admin_v1_admin_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_admin_v1_admin_proto_rawDesc), len(file_admin_v1_admin_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   45,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1283,7 +1283,12 @@ type IssuedCertificate struct {
 	// When the control plane orders again.
 	RefreshAt *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=refresh_at,json=refreshAt,proto3" json:"refresh_at,omitempty"`
 	// What nodes answer to the authority while an order runs (RFC 8555, 8.3).
-	Challenges    []*ACMEChallenge `protobuf:"bytes,6,rep,name=challenges,proto3" json:"challenges,omitempty"`
+	Challenges []*ACMEChallenge `protobuf:"bytes,6,rep,name=challenges,proto3" json:"challenges,omitempty"`
+	// What the last order was for, done or failed: when it is not what the Certificate
+	// says, the control plane orders at once.
+	Ordered *ACME `protobuf:"bytes,7,opt,name=ordered,proto3" json:"ordered,omitempty"`
+	// How many orders have failed since the last that did not.
+	Failures      uint32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1358,6 +1363,20 @@ func (x *IssuedCertificate) GetChallenges() []*ACMEChallenge {
 		return x.Challenges
 	}
 	return nil
+}
+
+func (x *IssuedCertificate) GetOrdered() *ACME {
+	if x != nil {
+		return x.Ordered
+	}
+	return nil
+}
+
+func (x *IssuedCertificate) GetFailures() uint32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
 }
 
 type ACMEChallenge struct {
@@ -4900,7 +4919,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12\x1c\n" +
 	"\thostnames\x18\x03 \x03(\tR\thostnames\x12!\n" +
 	"\fterms_agreed\x18\x04 \x01(\bR\vtermsAgreed\x12\x0e\n" +
-	"\x02ca\x18\x05 \x01(\tR\x02ca\"\xaf\x02\n" +
+	"\x02ca\x18\x05 \x01(\tR\x02ca\"\x81\x03\n" +
 	"\x11IssuedCertificate\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12%\n" +
 	"\vprivate_key\x18\x02 \x01(\tB\x04\xa8\x92$\x01R\n" +
@@ -4911,7 +4930,9 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"refresh_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\x12C\n" +
 	"\n" +
 	"challenges\x18\x06 \x03(\v2#.portcullis.config.v1.ACMEChallengeR\n" +
-	"challenges\"R\n" +
+	"challenges\x124\n" +
+	"\aordered\x18\a \x01(\v2\x1a.portcullis.config.v1.ACMER\aordered\x12\x1a\n" +
+	"\bfailures\x18\b \x01(\rR\bfailures\"R\n" +
 	"\rACMEChallenge\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12+\n" +
 	"\x11key_authorization\x18\x02 \x01(\tR\x10keyAuthorization\"_\n" +
@@ -5344,85 +5365,86 @@ var file_config_v1_config_proto_depIdxs = []int32{
 	69,  // 23: portcullis.config.v1.IssuedCertificate.issued_at:type_name -> google.protobuf.Timestamp
 	69,  // 24: portcullis.config.v1.IssuedCertificate.refresh_at:type_name -> google.protobuf.Timestamp
 	18,  // 25: portcullis.config.v1.IssuedCertificate.challenges:type_name -> portcullis.config.v1.ACMEChallenge
-	26,  // 26: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
-	48,  // 27: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
-	29,  // 28: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
-	30,  // 29: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
-	31,  // 30: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
-	23,  // 31: portcullis.config.v1.Route.retries:type_name -> portcullis.config.v1.Retries
-	24,  // 32: portcullis.config.v1.Route.hedging:type_name -> portcullis.config.v1.Hedging
-	25,  // 33: portcullis.config.v1.Route.mirrors:type_name -> portcullis.config.v1.Mirror
-	2,   // 34: portcullis.config.v1.Route.criticality:type_name -> portcullis.config.v1.Criticality
-	1,   // 35: portcullis.config.v1.Retries.on:type_name -> portcullis.config.v1.RetryOn
-	70,  // 36: portcullis.config.v1.Retries.backoff:type_name -> google.protobuf.Duration
-	70,  // 37: portcullis.config.v1.Hedging.delay:type_name -> google.protobuf.Duration
-	27,  // 38: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
-	28,  // 39: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
-	28,  // 40: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
-	65,  // 41: portcullis.config.v1.Backend.subset:type_name -> portcullis.config.v1.Backend.SubsetEntry
-	70,  // 42: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
-	70,  // 43: portcullis.config.v1.Timeouts.attempt:type_name -> google.protobuf.Duration
-	70,  // 44: portcullis.config.v1.Timeouts.idle:type_name -> google.protobuf.Duration
-	70,  // 45: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
-	3,   // 46: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
-	45,  // 47: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
-	46,  // 48: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
-	47,  // 49: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
-	4,   // 50: portcullis.config.v1.Upstream.protocol:type_name -> portcullis.config.v1.UpstreamProtocol
-	33,  // 51: portcullis.config.v1.Upstream.balance:type_name -> portcullis.config.v1.Balance
-	36,  // 52: portcullis.config.v1.Upstream.health_check:type_name -> portcullis.config.v1.HealthCheck
-	40,  // 53: portcullis.config.v1.Upstream.outlier_detection:type_name -> portcullis.config.v1.OutlierDetection
-	41,  // 54: portcullis.config.v1.Upstream.circuit_breaker:type_name -> portcullis.config.v1.CircuitBreaker
-	42,  // 55: portcullis.config.v1.Upstream.adaptive_concurrency:type_name -> portcullis.config.v1.AdaptiveConcurrency
-	43,  // 56: portcullis.config.v1.Upstream.retry_budget:type_name -> portcullis.config.v1.RetryBudget
-	44,  // 57: portcullis.config.v1.Upstream.dns:type_name -> portcullis.config.v1.DNS
-	5,   // 58: portcullis.config.v1.Balance.algorithm:type_name -> portcullis.config.v1.Algorithm
-	34,  // 59: portcullis.config.v1.Balance.hash:type_name -> portcullis.config.v1.HashKey
-	70,  // 60: portcullis.config.v1.Balance.slow_start:type_name -> google.protobuf.Duration
-	35,  // 61: portcullis.config.v1.Balance.affinity:type_name -> portcullis.config.v1.Affinity
-	70,  // 62: portcullis.config.v1.Affinity.max_age:type_name -> google.protobuf.Duration
-	37,  // 63: portcullis.config.v1.HealthCheck.http:type_name -> portcullis.config.v1.HTTPCheck
-	38,  // 64: portcullis.config.v1.HealthCheck.grpc:type_name -> portcullis.config.v1.GRPCCheck
-	39,  // 65: portcullis.config.v1.HealthCheck.tcp:type_name -> portcullis.config.v1.TCPCheck
-	70,  // 66: portcullis.config.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	70,  // 67: portcullis.config.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	70,  // 68: portcullis.config.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
-	70,  // 69: portcullis.config.v1.OutlierDetection.ejection:type_name -> google.protobuf.Duration
-	70,  // 70: portcullis.config.v1.OutlierDetection.max_ejection:type_name -> google.protobuf.Duration
-	70,  // 71: portcullis.config.v1.DNS.refresh:type_name -> google.protobuf.Duration
-	66,  // 72: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
-	6,   // 73: portcullis.config.v1.Endpoint.resolve:type_name -> portcullis.config.v1.Resolve
-	70,  // 74: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
-	70,  // 75: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
-	49,  // 76: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
-	50,  // 77: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
-	51,  // 78: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
-	53,  // 79: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
-	55,  // 80: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
-	52,  // 81: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
-	54,  // 82: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
-	7,   // 83: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
-	70,  // 84: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
-	56,  // 85: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
-	56,  // 86: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
-	67,  // 87: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
-	68,  // 88: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
-	70,  // 89: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
-	70,  // 90: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
-	58,  // 91: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
-	60,  // 92: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
-	69,  // 93: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
-	69,  // 94: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
-	69,  // 95: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
-	63,  // 96: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
-	69,  // 97: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
-	69,  // 98: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
-	71,  // 99: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
-	100, // [100:100] is the sub-list for method output_type
-	100, // [100:100] is the sub-list for method input_type
-	100, // [100:100] is the sub-list for extension type_name
-	99,  // [99:100] is the sub-list for extension extendee
-	0,   // [0:99] is the sub-list for field type_name
+	16,  // 26: portcullis.config.v1.IssuedCertificate.ordered:type_name -> portcullis.config.v1.ACME
+	26,  // 27: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
+	48,  // 28: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
+	29,  // 29: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
+	30,  // 30: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
+	31,  // 31: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
+	23,  // 32: portcullis.config.v1.Route.retries:type_name -> portcullis.config.v1.Retries
+	24,  // 33: portcullis.config.v1.Route.hedging:type_name -> portcullis.config.v1.Hedging
+	25,  // 34: portcullis.config.v1.Route.mirrors:type_name -> portcullis.config.v1.Mirror
+	2,   // 35: portcullis.config.v1.Route.criticality:type_name -> portcullis.config.v1.Criticality
+	1,   // 36: portcullis.config.v1.Retries.on:type_name -> portcullis.config.v1.RetryOn
+	70,  // 37: portcullis.config.v1.Retries.backoff:type_name -> google.protobuf.Duration
+	70,  // 38: portcullis.config.v1.Hedging.delay:type_name -> google.protobuf.Duration
+	27,  // 39: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
+	28,  // 40: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
+	28,  // 41: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
+	65,  // 42: portcullis.config.v1.Backend.subset:type_name -> portcullis.config.v1.Backend.SubsetEntry
+	70,  // 43: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
+	70,  // 44: portcullis.config.v1.Timeouts.attempt:type_name -> google.protobuf.Duration
+	70,  // 45: portcullis.config.v1.Timeouts.idle:type_name -> google.protobuf.Duration
+	70,  // 46: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
+	3,   // 47: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
+	45,  // 48: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
+	46,  // 49: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
+	47,  // 50: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
+	4,   // 51: portcullis.config.v1.Upstream.protocol:type_name -> portcullis.config.v1.UpstreamProtocol
+	33,  // 52: portcullis.config.v1.Upstream.balance:type_name -> portcullis.config.v1.Balance
+	36,  // 53: portcullis.config.v1.Upstream.health_check:type_name -> portcullis.config.v1.HealthCheck
+	40,  // 54: portcullis.config.v1.Upstream.outlier_detection:type_name -> portcullis.config.v1.OutlierDetection
+	41,  // 55: portcullis.config.v1.Upstream.circuit_breaker:type_name -> portcullis.config.v1.CircuitBreaker
+	42,  // 56: portcullis.config.v1.Upstream.adaptive_concurrency:type_name -> portcullis.config.v1.AdaptiveConcurrency
+	43,  // 57: portcullis.config.v1.Upstream.retry_budget:type_name -> portcullis.config.v1.RetryBudget
+	44,  // 58: portcullis.config.v1.Upstream.dns:type_name -> portcullis.config.v1.DNS
+	5,   // 59: portcullis.config.v1.Balance.algorithm:type_name -> portcullis.config.v1.Algorithm
+	34,  // 60: portcullis.config.v1.Balance.hash:type_name -> portcullis.config.v1.HashKey
+	70,  // 61: portcullis.config.v1.Balance.slow_start:type_name -> google.protobuf.Duration
+	35,  // 62: portcullis.config.v1.Balance.affinity:type_name -> portcullis.config.v1.Affinity
+	70,  // 63: portcullis.config.v1.Affinity.max_age:type_name -> google.protobuf.Duration
+	37,  // 64: portcullis.config.v1.HealthCheck.http:type_name -> portcullis.config.v1.HTTPCheck
+	38,  // 65: portcullis.config.v1.HealthCheck.grpc:type_name -> portcullis.config.v1.GRPCCheck
+	39,  // 66: portcullis.config.v1.HealthCheck.tcp:type_name -> portcullis.config.v1.TCPCheck
+	70,  // 67: portcullis.config.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	70,  // 68: portcullis.config.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	70,  // 69: portcullis.config.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	70,  // 70: portcullis.config.v1.OutlierDetection.ejection:type_name -> google.protobuf.Duration
+	70,  // 71: portcullis.config.v1.OutlierDetection.max_ejection:type_name -> google.protobuf.Duration
+	70,  // 72: portcullis.config.v1.DNS.refresh:type_name -> google.protobuf.Duration
+	66,  // 73: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
+	6,   // 74: portcullis.config.v1.Endpoint.resolve:type_name -> portcullis.config.v1.Resolve
+	70,  // 75: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
+	70,  // 76: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
+	49,  // 77: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
+	50,  // 78: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
+	51,  // 79: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
+	53,  // 80: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
+	55,  // 81: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
+	52,  // 82: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
+	54,  // 83: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
+	7,   // 84: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
+	70,  // 85: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
+	56,  // 86: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
+	56,  // 87: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
+	67,  // 88: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
+	68,  // 89: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
+	70,  // 90: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
+	70,  // 91: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
+	58,  // 92: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
+	60,  // 93: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
+	69,  // 94: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
+	69,  // 95: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
+	69,  // 96: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
+	63,  // 97: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
+	69,  // 98: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
+	69,  // 99: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
+	71,  // 100: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
+	101, // [101:101] is the sub-list for method output_type
+	101, // [101:101] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	100, // [100:101] is the sub-list for extension extendee
+	0,   // [0:100] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
