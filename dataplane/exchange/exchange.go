@@ -131,7 +131,8 @@ type Exchange struct {
 	// Received is when the last header byte came, with a monotonic reading.
 	Received time.Time
 	// ID names the exchange: the X-Request-Id of a trusted proxy or a fresh one. The
-	// upstream and the client get it as X-Request-Id.
+	// upstream and the client get it as X-Request-Id. It holds, like the Request's
+	// strings, until the exchange ends.
 	ID string
 
 	// Set by the gateway.
@@ -158,6 +159,7 @@ type Exchange struct {
 	Result Result
 
 	parameters parameters
+	id         [32]byte // what Name made
 }
 
 // Result is what became of the answer.

@@ -95,6 +95,11 @@ func TestIDs(t *testing.T) {
 	if a, b := NewID(), NewID(); a == b || !ValidID(a) || len(a) != 32 {
 		t.Error(a, b)
 	}
+	e := &Exchange{}
+	e.Name()
+	if !ValidID(e.ID) || len(e.ID) != 32 {
+		t.Error(e.ID)
+	}
 	for _, id := range []string{"", "short", "has space!", "a\r\nb: cdef", strings.Repeat("a", 129), "tilde~tilde"} {
 		if ValidID(id) {
 			t.Errorf("%q is valid", id)

@@ -28,6 +28,7 @@ const (
 	UpstreamTimeout     Reason = "upstream_timeout"
 	RequestMalformed    Reason = "request_malformed"
 	RequestTooLarge     Reason = "request_too_large"
+	MisdirectedRequest  Reason = "misdirected_request"
 	NotReady            Reason = "not_ready"
 	// ClientGone is nobody's refusal: the client left before its answer came.
 	ClientGone Reason = "client_gone"
@@ -41,7 +42,8 @@ func Reasons() []Reason {
 		NoRoute, CredentialMissing, CredentialMalformed, CredentialDuplicate, TokenExpired, TokenNotYetValid,
 		TokenWrongAudience, TokenWrongIssuer, TokenBadSignature, TokenRevoked, KeyUnknown, KeyExpired, ScopeMissing,
 		RuleDenied, ExpressionError, LimitExceeded, RevocationsStale, KeysUnavailable, UpstreamUnavailable,
-		UpstreamTimeout, RequestMalformed, RequestTooLarge, NotReady, ClientGone, InternalError,
+		UpstreamTimeout, RequestMalformed, RequestTooLarge, MisdirectedRequest, NotReady, ClientGone,
+		InternalError,
 	}
 }
 
@@ -62,6 +64,8 @@ func (r Reason) Status() int {
 		return 404
 	case RequestTooLarge:
 		return 413
+	case MisdirectedRequest:
+		return 421
 	case LimitExceeded:
 		return 429
 	case ClientGone:
@@ -124,6 +128,8 @@ func (r Reason) Title() string {
 		return "The request is malformed"
 	case RequestTooLarge:
 		return "The request is too large"
+	case MisdirectedRequest:
+		return "The request is for another host than its connection"
 	case NotReady:
 		return "The node is not ready"
 	case ClientGone:

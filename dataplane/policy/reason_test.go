@@ -13,7 +13,7 @@ import (
 )
 
 func TestReasons(t *testing.T) {
-	statuses := []int{400, 401, 403, 404, 413, 429, 499, 500, 502, 503, 504}
+	statuses := []int{400, 401, 403, 404, 413, 421, 429, 499, 500, 502, 503, 504}
 	titles := map[string]Reason{}
 	for _, r := range Reasons() {
 		if !slices.Contains(statuses, r.Status()) || (r.Status() == 500) != (r == InternalError) {
