@@ -189,7 +189,7 @@ func (s *stage) upstream(workspace, name string) (*upstream.Upstream, bool) {
 // route compiles one route.
 func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 	r := &Route{
-		info: exchange.RouteInfo{Workspace: key.Workspace, Name: key.Name}, timeout: defaultTimeout,
+		info: exchange.RouteInfo{Workspace: key.Workspace, Name: key.Name}, timeout: defaultTimeout, criticality: spec.GetCriticality(),
 	}
 	if spec.GetTimeouts().GetRequest() != nil {
 		r.timeout = spec.Timeouts.Request.AsDuration()

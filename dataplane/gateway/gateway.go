@@ -40,6 +40,11 @@ type Config struct {
 	AccessLog *telemetry.AccessLog
 	Decisions *Decisions
 	Log       *slog.Logger
+	// Overload says which requests are refused because the node runs out of memory:
+	// overload.Manager. nil refuses none.
+	Overload interface {
+		Sheds(configv1.Criticality) bool
+	}
 }
 
 // Gateway runs one snapshot at a time. Handle may be called concurrently; Apply
@@ -151,6 +156,9 @@ func (f *flight) decide(e *exchange.Exchange) (*Route, *policy.Denial) {
 	r := target.route
 	f.route, e.Route = r, r.info
 	f.startSpan(e)
+	if o := f.g.cfg.Overload; o != nil && o.Sheds(r.criticality) {
+		return r, &policy.Denial{Reason: policy.NodeOverloaded, RetryAfter: time.Second}
+	}
 	return r, r.pipeline.Run(e)
 }
 

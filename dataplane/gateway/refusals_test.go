@@ -13,6 +13,7 @@ import (
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/policy"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
 const refusals = `
@@ -198,6 +199,10 @@ func TestRefusals(t *testing.T) {
 	e.Request.Body = exchange.Body{Reader: leaving{leave, gone}, Length: -1}
 	e.Context = gone
 	refuse(e, 499, policy.ClientGone)
+	r.g.cfg.Overload = shedding(configv1.Criticality_CRITICALITY_UNSPECIFIED)
+	refuse(request("GET", "x/limit"), 503, policy.NodeOverloaded)
+	r.g.cfg.Overload = shedding(configv1.Criticality_CRITICALITY_SHEDDABLE)
+	refuse(request("GET", "x/rule"), 403, policy.RuleDenied)
 	// The front end's own refusals go the same way.
 	e = request("GET", "x/")
 	e.Why.Detail = "two of a kind"
@@ -208,6 +213,11 @@ func TestRefusals(t *testing.T) {
 		t.Errorf("%d %v", resp.Status, rec)
 	}
 }
+
+// shedding refuses requests of one criticality.
+type shedding configv1.Criticality
+
+func (s shedding) Sheds(c configv1.Criticality) bool { return c == configv1.Criticality(s) }
 
 type failing struct{ err error }
 

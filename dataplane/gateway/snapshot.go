@@ -37,6 +37,8 @@ type Route struct {
 	picker   *upstream.Picker
 	timeout  time.Duration
 	counters *telemetry.RouteCounters
+	// criticality says when the route is shed.
+	criticality configv1.Criticality
 	// patterns are the route's entries in the table.
 	patterns []route.Pattern
 	targets  []*target

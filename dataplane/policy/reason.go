@@ -30,6 +30,7 @@ const (
 	RequestTooLarge     Reason = "request_too_large"
 	MisdirectedRequest  Reason = "misdirected_request"
 	NotReady            Reason = "not_ready"
+	NodeOverloaded      Reason = "node_overloaded"
 	// ClientGone is nobody's refusal: the client left before its answer came.
 	ClientGone Reason = "client_gone"
 	// InternalError is a fault of the gateway itself.
@@ -42,8 +43,8 @@ func Reasons() []Reason {
 		NoRoute, CredentialMissing, CredentialMalformed, CredentialDuplicate, TokenExpired, TokenNotYetValid,
 		TokenWrongAudience, TokenWrongIssuer, TokenBadSignature, TokenRevoked, KeyUnknown, KeyExpired, ScopeMissing,
 		RuleDenied, ExpressionError, LimitExceeded, RevocationsStale, KeysUnavailable, UpstreamUnavailable,
-		UpstreamTimeout, RequestMalformed, RequestTooLarge, MisdirectedRequest, NotReady, ClientGone,
-		InternalError,
+		UpstreamTimeout, RequestMalformed, RequestTooLarge, MisdirectedRequest, NotReady, NodeOverloaded,
+		ClientGone, InternalError,
 	}
 }
 
@@ -72,7 +73,7 @@ func (r Reason) Status() int {
 		return 499
 	case UpstreamUnavailable:
 		return 502
-	case RevocationsStale, KeysUnavailable, NotReady:
+	case RevocationsStale, KeysUnavailable, NotReady, NodeOverloaded:
 		return 503
 	case UpstreamTimeout:
 		return 504
@@ -132,6 +133,8 @@ func (r Reason) Title() string {
 		return "The request is for another host than its connection"
 	case NotReady:
 		return "The node is not ready"
+	case NodeOverloaded:
+		return "The node has no memory left for the request"
 	case ClientGone:
 		return "The client closed the connection"
 	}
