@@ -66,7 +66,10 @@ type PeerTLS struct {
 
 // Body is a message body in flight. The zero Body is empty.
 type Body struct {
-	// Reader is nil for an empty body. One goroutine reads it.
+	// Reader is nil for an empty body. One goroutine reads it. Close may be called by
+	// another, any number of times, and fails a Read that waits. A Reader may have a
+	// method Buffered() int, the bytes that Read returns without waiting: a request's
+	// body that is there already is sent together with its head.
 	Reader io.ReadCloser
 	// Length in bytes, or -1 when the message does not say.
 	Length int64
