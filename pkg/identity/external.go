@@ -75,10 +75,17 @@ func (f Files) Server(protocols ...string) (*tls.Config, error) {
 }
 
 // Upstream returns the configuration toward an upstream, of PEM texts: ca empty
-// means the system's authorities, serverName empty the endpoint's host, and
-// certificate and key are both there or neither. TLS 1.2 and up.
-func Upstream(ca, serverName, certificate, key string) (*tls.Config, error) {
+// means the system's authorities, serverName empty the endpoint's host,
+// certificate and key are both there or neither, and of pins one must be in the
+// verified chain. TLS 1.2 and up.
+func Upstream(ca, serverName, certificate, key string, pins ...string) (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: serverName}
+	if len(pins) > 0 {
+		var err error
+		if c.VerifyConnection, err = pinned(pins); err != nil {
+			return nil, err
+		}
+	}
 	if ca != "" {
 		ders, err := DecodePEM([]byte(ca))
 		if err != nil {
