@@ -1,0 +1,250 @@
+package health
+
+import (
+	"crypto/tls"
+	"reflect"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Target is where an endpoint is.
+type Target struct {
+	// Address is host:port; together with whether TLS is set it names the endpoint
+	// within its group.
+	Address string
+	// Host is what a check names as Host; "" for the Address.
+	Host string
+	// TLS of a check; nil is clear text.
+	TLS *tls.Config
+}
+
+type name struct {
+	address string
+	secure  bool
+}
+
+func (t *Target) name() name { return name{t.Address, t.TLS != nil} }
+
+// Group is the health of one upstream's endpoints. It is safe for concurrent use.
+type Group struct {
+	monitor *Monitor
+	// outlier is that of the newest Use; nil: none.
+	outlier atomic.Pointer[Outlier]
+
+	mu        sync.Mutex
+	endpoints map[name]*Endpoint
+	// uses in the order in which they began: what the newest says holds.
+	uses  []*Use
+	check *Check
+
+	// Guarded by Monitor.mu, which is taken after mu.
+	plan plan
+}
+
+// Use is one configuration's hold on a group. What an endpoint is known to be
+// lasts as long as some Use names it, so that it survives from one configuration
+// to the next, and the settings of a configuration that is refused go with it.
+type Use struct {
+	group    *Group
+	settings Settings
+	// Guarded by Group.mu.
+	endpoints []*Endpoint
+	ended     bool
+}
+
+// Use begins a configuration's hold; Set names its endpoints.
+func (g *Group) Use(s Settings) *Use {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	u := &Use{group: g, settings: s}
+	g.uses = append(g.uses, u)
+	g.settle()
+	return u
+}
+
+// Set replaces the endpoints and returns what is known of each, in their order.
+func (u *Use) Set(targets []Target) []*Endpoint {
+	g := u.group
+	now := time.Now()
+	g.mu.Lock()
+	if u.ended {
+		g.mu.Unlock()
+		return nil
+	}
+	before := u.endpoints
+	u.endpoints = make([]*Endpoint, len(targets))
+	for i, t := range targets {
+		e := g.endpoints[t.name()]
+		if e == nil {
+			e = &Endpoint{group: g, seen: map[uint32]string{}, since: map[uint32]time.Time{}}
+			if g.check != nil {
+				e.due = now
+			}
+			g.endpoints[t.name()] = e
+		}
+		e.target = t
+		e.users++
+		u.endpoints[i] = e
+	}
+	changed := g.drop(before)
+	g.monitor.replan(g)
+	given := slices.Clone(u.endpoints)
+	g.mu.Unlock()
+	if changed {
+		g.monitor.changed()
+	}
+	return given
+}
+
+// End gives the hold back; calls after the first do nothing.
+func (u *Use) End() {
+	g := u.group
+	g.mu.Lock()
+	if u.ended {
+		g.mu.Unlock()
+		return
+	}
+	u.ended = true
+	g.uses = slices.DeleteFunc(g.uses, func(other *Use) bool { return other == u })
+	changed := g.drop(u.endpoints)
+	u.endpoints = nil
+	changed = g.settle() || changed
+	g.mu.Unlock()
+	if changed {
+		g.monitor.changed()
+	}
+}
+
+// drop gives up endpoints and says whether one that was out is gone. mu is held.
+func (g *Group) drop(endpoints []*Endpoint) bool {
+	changed := false
+	for _, e := range endpoints {
+		if e.users--; e.users == 0 {
+			delete(g.endpoints, e.target.name())
+			changed = changed || !e.Usable()
+		}
+	}
+	return changed
+}
+
+// settle makes the newest use's settings hold: what no check and no detection
+// vouches for any more is forgotten. mu is held.
+func (g *Group) settle() bool {
+	var s Settings
+	if len(g.uses) > 0 {
+		s = g.uses[len(g.uses)-1].settings
+	}
+	now := time.Now()
+	changed := false
+	if !reflect.DeepEqual(g.check, s.Check) {
+		g.check = s.Check
+	}
+	g.outlier.Store(s.Outlier)
+	for _, e := range g.endpoints {
+		if s.Check == nil {
+			e.due, e.verdict = time.Time{}, verdict{}
+			changed = e.setOut(outCheck, false, now, "") || changed
+		} else if e.due.IsZero() && !e.checking {
+			e.due = now
+		}
+		if s.Outlier == nil {
+			e.record = record{}
+			changed = e.setOut(outOutlier, false, now, "") || changed
+		}
+	}
+	g.monitor.replan(g)
+	return changed
+}
+
+// ejected counts the endpoints that live traffic keeps out. mu is held.
+func (g *Group) ejected() int {
+	n := 0
+	for _, e := range g.endpoints {
+		if e.out.Load()&outOutlier != 0 {
+			n++
+		}
+	}
+	return n
+}
+
+// Ejections is how often live traffic took an endpoint out that is there still.
+func (g *Group) Ejections() uint64 {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	n := uint64(0)
+	for _, e := range g.endpoints {
+		n += e.Ejections()
+	}
+	return n
+}
+
+// Out lists the endpoints that are out, and says how many there are in all.
+func (g *Group) Out() (out []Status, all int) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, e := range g.endpoints {
+		if !e.Usable() {
+			out = append(out, e.status())
+		}
+	}
+	return out, len(g.endpoints)
+}
+
+// advance readmits the endpoints whose time is over, and returns those to check
+// now. mu is not held.
+func (g *Group) advance(now time.Time) (check *Check, due []*Endpoint, changed bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, e := range g.endpoints {
+		if !e.record.until.IsZero() && !now.Before(e.record.until) {
+			e.record.readmit(now)
+			e.succeeded.Store(0)
+			changed = e.setOut(outOutlier, false, now, "") || changed
+		}
+		if g.check != nil && !e.due.IsZero() && !now.Before(e.due) && !e.checking {
+			e.due, e.checking = time.Time{}, true
+			due = append(due, e)
+		}
+	}
+	g.monitor.replan(g)
+	return g.check, due, changed
+}
+
+// next is when something is to be done; zero for never. mu is held.
+func (g *Group) next() time.Time {
+	var next time.Time
+	sooner := func(t time.Time) {
+		if !t.IsZero() && (next.IsZero() || t.Before(next)) {
+			next = t
+		}
+	}
+	for _, e := range g.endpoints {
+		sooner(e.record.until)
+		sooner(e.due)
+	}
+	return next
+}
+
+// checked notes the result of a check that began at a time.
+func (g *Group) checked(e *Endpoint, c *Check, began, now time.Time, wait time.Duration, err error) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	e.checking = false
+	if g.check == nil || e.users == 0 {
+		return false
+	}
+	if e.due = began.Add(wait); e.due.Before(now) || c != g.check {
+		e.due = now
+	}
+	changed := false
+	if c == g.check {
+		out := e.note(c, err == nil, e.out.Load()&outCheck != 0)
+		if !out || err != nil {
+			changed = e.setOut(outCheck, out, now, detailOf(0, err))
+		}
+	}
+	g.monitor.replan(g)
+	return changed
+}
