@@ -7,8 +7,10 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"portcullis.dev/portcullis/controlplane/acme"
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
@@ -62,9 +64,9 @@ func (s *Service) Plan(ctx context.Context, req *adminv1.PlanRequest) (*adminv1.
 		return nil, err
 	}
 	resp := &adminv1.PlanResponse{At: version.Proto(), Changes: plan(current, req.Change)}
-	full, err := s.Issuers.Complete(ctx, req.Change, current, true)
+	full, err := s.complete(ctx, req.Change, current, true)
 	if err == nil {
-		_, _, err = current.Apply(deltaOf(full))
+		err = accept(current, deltaOf(full))
 	}
 	if problems := (config.Problems{}); errors.As(err, &problems) {
 		for _, p := range problems {
@@ -85,6 +87,15 @@ func (s *Service) newest(ctx context.Context) (config.Checked, config.Version, e
 	}
 	current, version := s.Mirror.Current()
 	return current, version, err
+}
+
+// accept holds a change to every rule, and to the one that is about the moment of
+// writing: see config.Expired.
+func accept(current config.Checked, d config.Delta) error {
+	if _, _, err := current.Apply(d); err != nil {
+		return err
+	}
+	return config.Expired(current, d, time.Now())
 }
 
 // planTimeout bounds the wait for the version that a change was planned on.
@@ -120,11 +131,11 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 			return config.Version{}, nil, nil
 		}
 		changes := plan(current, change)
-		full, err := s.Issuers.Complete(ctx, change, current, false)
+		full, err := s.complete(ctx, change, current, false)
 		if err != nil {
 			return config.Version{}, nil, err
 		}
-		if _, _, err := current.Apply(deltaOf(full)); err != nil {
+		if err := accept(current, deltaOf(full)); err != nil {
 			return config.Version{}, nil, err
 		}
 		committed, err := s.Store.Apply(ctx, planned, full, meta)
@@ -136,6 +147,16 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 			return config.Version{}, nil, err
 		}
 	}
+}
+
+// complete returns the change together with what the control plane writes with it;
+// with dry set nothing is stored meanwhile.
+func (s *Service) complete(ctx context.Context, change *adminv1.Change, current config.Checked, dry bool) (*adminv1.Change, error) {
+	full, err := s.Issuers.Complete(ctx, change, current, dry)
+	if err != nil {
+		return nil, err
+	}
+	return acme.Complete(full, current), nil
 }
 
 // seen waits until this replica has taken a commit over and told its nodes, so that
@@ -401,4 +422,23 @@ func (s *Service) WriteKeySet(ctx context.Context, set *configv1.Resource, issue
 	_, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{set}}, nil,
 		store.Meta{Author: "system", Reason: "keys of " + issuer.Issuer, Time: time.Now()}, holds)
 	return err
+}
+
+// WriteIssued commits what ACME has brought for a Certificate, or what it needs to,
+// on the control plane's own behalf. It writes nothing and returns false when the
+// Certificate is gone or asks for something else than spec now.
+func (s *Service) WriteIssued(ctx context.Context, certificate config.Key, spec *configv1.ACME, issued *configv1.IssuedCertificate, reason string) (config.Version, bool, error) {
+	written := false
+	holds := func(current config.Checked) bool {
+		declared, ok := current.Get(certificate)
+		written = ok && declared.GetCertificate().GetAcme() != nil && proto.Equal(declared.GetCertificate().Acme, spec)
+		return written
+	}
+	resource := &configv1.Resource{
+		Metadata: &configv1.Metadata{Workspace: certificate.Workspace, Name: certificate.Name},
+		Spec:     &configv1.Resource_IssuedCertificate{IssuedCertificate: issued},
+	}
+	version, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{resource}}, nil,
+		store.Meta{Author: "system", Reason: reason, Time: time.Now()}, holds)
+	return version, written, err
 }

@@ -1,6 +1,7 @@
 package config
 
 import (
+	"crypto/x509"
 	"fmt"
 	"strconv"
 	"time"
@@ -39,8 +40,7 @@ func Advise(c Checked, r *configv1.Resource, now time.Time) []*Problem {
 		}
 		hints(path(i)+".rateLimit.key", p.GetRateLimit().GetKey(), expr.String)
 	}
-	t := r.GetUpstream().GetTls()
-	for _, f := range []struct{ path, pem string }{{"spec.tls.ca", t.GetCa()}, {"spec.tls.certificate", t.GetCertificate()}} {
+	for _, f := range pems(r) {
 		certs, err := certificates(f.pem)
 		if err != nil {
 			continue
@@ -48,7 +48,7 @@ func Advise(c Checked, r *configv1.Resource, now time.Time) []*Problem {
 		for _, cert := range certs {
 			switch left := cert.NotAfter.Sub(now); {
 			case left <= 0:
-				add(f.path, fmt.Sprintf("certificate %q has expired on %s", shorten(cert.Subject.String()), cert.NotAfter.Format(time.DateOnly)))
+				add(f.path, expired(cert))
 			case left < 30*24*time.Hour:
 				add(f.path, fmt.Sprintf("certificate %q expires on %s", shorten(cert.Subject.String()), cert.NotAfter.Format(time.DateOnly)))
 			}
@@ -56,4 +56,46 @@ func Advise(c Checked, r *configv1.Resource, now time.Time) []*Problem {
 	}
 	_ = out.sorted() // sorts in place
 	return out
+}
+
+func expired(c *x509.Certificate) string {
+	return fmt.Sprintf("certificate %q has expired on %s", shorten(c.Subject.String()), c.NotAfter.Format(time.DateOnly))
+}
+
+// pems are the document's PEM texts and where they stand.
+func pems(r *configv1.Resource) (out []struct{ path, pem string }) {
+	add := func(path, pem string) {
+		if pem != "" {
+			out = append(out, struct{ path, pem string }{path, pem})
+		}
+	}
+	up := r.GetUpstream().GetTls()
+	add("spec.tls.ca", up.GetCa())
+	add("spec.tls.certificate", up.GetCertificate())
+	add("spec.certificate", r.GetCertificate().GetCertificate())
+	add("spec.acme.ca", r.GetCertificate().GetAcme().GetCa())
+	for i, l := range r.GetGateway().GetListeners() {
+		add("spec.listeners["+strconv.Itoa(i)+"].tls.clientCertificates.ca", l.GetTls().GetClientCertificates().GetCa())
+	}
+	return out
+}
+
+// Expired refuses a change that writes a Certificate which has expired at now: who
+// writes it is there to hear of it. What c holds already is not looked at, or the
+// day on which a certificate expires would stop every later change. The error is
+// Problems.
+func Expired(c Checked, d Delta, now time.Time) error {
+	var out Problems
+	for _, r := range d.Upserts {
+		chain, err := certificates(r.GetCertificate().GetCertificate())
+		if err != nil || now.Before(chain[0].NotAfter) {
+			continue // no certificate, one that Check refuses, or a good one
+		}
+		key := KeyOf(r)
+		if have, ok := c.Get(key); ok && have.GetCertificate().GetCertificate() == r.GetCertificate().GetCertificate() {
+			continue
+		}
+		out = append(out, &Problem{Key: key, Path: "spec.certificate", Reason: expired(chain[0]) + ": expected one that is valid"})
+	}
+	return out.sorted()
 }

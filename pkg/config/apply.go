@@ -29,13 +29,16 @@ type Affected struct {
 	Routes []Key
 	// Resources of these kinds that were put or removed.
 	Upstreams, Issuers, KeySets, Applications []Key
+	// Certificates and IssuedCertificates that were put or removed: listeners show
+	// others, and no route is another.
+	Certificates []Key
 	// Gateway: what it says beyond policies may differ, too.
 	Gateway bool
 }
 
 // Empty reports whether nothing changed for a node.
 func (a Affected) Empty() bool {
-	return !a.All && !a.Gateway && len(a.Routes)+len(a.Upstreams)+len(a.Issuers)+len(a.KeySets)+len(a.Applications) == 0
+	return !a.All && !a.Gateway && len(a.Routes)+len(a.Upstreams)+len(a.Issuers)+len(a.KeySets)+len(a.Applications)+len(a.Certificates) == 0
 }
 
 // Check checks a whole configuration. The error is Problems, every one that there
@@ -217,7 +220,11 @@ func (a *application) spread() Affected {
 		users, _ := a.users.get(k)
 		for user := range users.all() {
 			a.again(*user.Key)
-			queue = append(queue, *user.Key)
+			// A certificate is its listeners' alone: the Gateway's other users, which are
+			// all routes, stay as they are.
+			if k.Kind != KindCertificate {
+				queue = append(queue, *user.Key)
+			}
 		}
 		switch k.Kind {
 		case KindGateway:
@@ -281,11 +288,13 @@ func (out *Affected) add(k Key) {
 		out.KeySets = append(out.KeySets, k)
 	case KindApplication:
 		out.Applications = append(out.Applications, k)
+	case KindCertificate, KindIssuedCertificate:
+		out.Certificates = append(out.Certificates, k)
 	}
 }
 
 func (out *Affected) sort() {
-	for _, keys := range [][]Key{out.Routes, out.Upstreams, out.Issuers, out.KeySets, out.Applications} {
+	for _, keys := range [][]Key{out.Routes, out.Upstreams, out.Issuers, out.KeySets, out.Applications, out.Certificates} {
 		slices.SortFunc(keys, Key.Compare)
 	}
 }

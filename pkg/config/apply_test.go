@@ -2,10 +2,18 @@ package config
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"math/big"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"google.golang.org/protobuf/proto"
@@ -22,14 +30,19 @@ func drawResource(t *rapid.T) *configv1.Resource {
 	name := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name")
 	meta := &configv1.Metadata{Workspace: workspace, Name: name}
 	r := &configv1.Resource{Metadata: meta}
-	switch rapid.IntRange(0, 9).Draw(t, "kind") {
+	switch rapid.IntRange(0, 11).Draw(t, "kind") {
 	case 0:
 		meta.Workspace, meta.Name = "", rapid.SampledFrom([]string{"w1", "w2", "default"}).Draw(t, "workspace name")
 		r.Spec = &configv1.Resource_Workspace{Workspace: &configv1.Workspace{
 			Policies: drawPolicies(t, 1), Hostnames: rapid.SampledFrom([][]string{nil, nil, {"*.example"}, {"a.example"}}).Draw(t, "workspace hosts")}}
 	case 1:
 		meta.Workspace, meta.Name = "default", "default"
-		r.Spec = &configv1.Resource_Gateway{Gateway: &configv1.Gateway{Policies: drawPolicies(t, 1)}}
+		g := &configv1.Gateway{Policies: drawPolicies(t, 1)}
+		for i := range rapid.IntRange(0, 2).Draw(t, "listeners") {
+			g.Listeners = append(g.Listeners, &configv1.Listener{Name: fmt.Sprint("l", i), Tls: &configv1.ListenerTLS{
+				Certificates: rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 1, 2, rapid.ID).Draw(t, "certificates")}})
+		}
+		r.Spec = &configv1.Resource_Gateway{Gateway: g}
 	case 2, 3:
 		r.Spec = &configv1.Resource_Policy{Policy: drawPolicy(t)}
 	case 4:
@@ -41,6 +54,14 @@ func drawResource(t *rapid.T) *configv1.Resource {
 			Shared: workspace == DefaultWorkspace && rapid.IntRange(0, 3).Draw(t, "shared") > 0}}
 	case 6:
 		r.Spec = &configv1.Resource_KeySet{KeySet: &configv1.KeySet{Problem: rapid.SampledFrom([]string{"", "x"}).Draw(t, "problem")}}
+	case 7:
+		if rapid.IntRange(0, 3).Draw(t, "elsewhere") > 0 {
+			meta.Workspace = DefaultWorkspace
+		}
+		pair := rapid.SampledFrom(drawnPairs()).Draw(t, "pair")
+		r.Spec = &configv1.Resource_Certificate{Certificate: &configv1.Certificate{Certificate: pair[0], PrivateKey: pair[1]}}
+	case 8:
+		r.Spec = &configv1.Resource_IssuedCertificate{IssuedCertificate: &configv1.IssuedCertificate{Problem: rapid.SampledFrom([]string{"", "x"}).Draw(t, "problem")}}
 	default:
 		r.Spec = &configv1.Resource_Route{Route: drawRoute(t)}
 	}
@@ -90,6 +111,32 @@ func drawPolicy(t *rapid.T) *configv1.Policy {
 	return &configv1.Policy{Kind: &configv1.Policy_RateLimit{RateLimit: &configv1.RateLimit{
 		Key:    rapid.SampledFrom([]string{"", "auth.client", "auth.clent"}).Draw(t, "key"),
 		Limits: []*configv1.Limit{{Requests: 1, Window: durationpb.New(1e9)}}}}}
+}
+
+// drawnPairs are two certificates with their keys, and one with another's.
+var drawnPairs = sync.OnceValue(func() [][2]string {
+	a, b := selfSigned("a.example"), selfSigned("b.example")
+	return [][2]string{a, b, {a[0], b[1]}}
+})
+
+func selfSigned(host string) [2]string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{host}}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		panic(err)
+	}
+	return [2]string{
+		string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: pkcs8})),
+	}
 }
 
 // seed is a state in which most references hold.
@@ -145,7 +192,12 @@ spec:
 // the whole: the same verdict, the same problems, the same result, and no route
 // affected that was not named.
 func TestApplyEqualsCheck(t *testing.T) {
-	start, err := Check(decode(t, seed))
+	whole := decode(t, seed)
+	for i, name := range []string{"a", "b"} {
+		whole = append(whole, &configv1.Resource{Metadata: &configv1.Metadata{Name: name}, Spec: &configv1.Resource_Certificate{
+			Certificate: &configv1.Certificate{Certificate: drawnPairs()[i][0], PrivateKey: drawnPairs()[i][1]}}})
+	}
+	start, err := Check(whole)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -285,6 +337,23 @@ func sound(t *rapid.T, before, after Checked, a Affected) {
 			}
 		}
 	}
+	for _, kind := range []string{KindCertificate, KindIssuedCertificate} {
+		for _, c := range []Checked{before, after} {
+			for k := range c.OfKind(kind) {
+				was, _ := before.Get(k)
+				is, _ := after.Get(k)
+				if proto.Equal(was, is) == slices.Contains(a.Certificates, k) {
+					t.Fatalf("%s: affected %v", k, a.Certificates)
+				}
+			}
+		}
+	}
+	gateway := Key{KindGateway, DefaultWorkspace, "default"}
+	was, _ := before.Get(gateway)
+	is, _ := after.Get(gateway)
+	if !proto.Equal(was, is) && !a.Gateway {
+		t.Fatal("the Gateway differs and is not affected")
+	}
 	if !slices.IsSortedFunc(a.Routes, Key.Compare) {
 		t.Fatal("routes are not sorted")
 	}
@@ -296,6 +365,8 @@ func TestAffected(t *testing.T) {
 		t.Fatal(err)
 	}
 	route := []Key{{KindRoute, "shop", "orders"}}
+	pair := drawnPairs()[0]
+	certified := "kind: Certificate\nmetadata: {name: c}\nspec: {certificate: " + strconv.Quote(pair[0]) + ", privateKey: " + strconv.Quote(pair[1]) + "}"
 	for name, c := range map[string]struct {
 		change  string
 		deletes []Key
@@ -312,6 +383,8 @@ func TestAffected(t *testing.T) {
 		"the workspace":      {change: "kind: Workspace\nmetadata: {name: shop}", want: Affected{Routes: route}},
 		"the gateway":        {deletes: []Key{{KindGateway, "default", "default"}}, want: Affected{All: true, Gateway: true}},
 		"the route is gone":  {deletes: route, want: Affected{Routes: route}},
+		"a certificate":      {change: certified, want: Affected{Certificates: []Key{{KindCertificate, "default", "c"}}}},
+		"one that is issued": {change: "kind: IssuedCertificate\nmetadata: {name: c}", want: Affected{Certificates: []Key{{KindIssuedCertificate, "default", "c"}}}},
 		"what is not there":  {deletes: []Key{{KindRoute, "shop", "none"}}, want: Affected{}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -10,6 +10,11 @@ spec:
   limits: {maxHeaderBytes: 65536, maxBodyBytes: 10485760}
   tracing: {ratio: 0.25, trustIncoming: true}
   accessLog: {disabled: true}
+  listeners:
+    - {name: http}
+    - name: https
+      tls: {certificates: [shop], clientCertificates: {ca: "pem", optional: true}, minVersion: "1_3"}
+      http3: true
 ---
 apiVersion: portcullis.dev/v1
 kind: Route
@@ -44,6 +49,7 @@ spec:
     serverName: up.internal
     certificate: "multi\nline without end"
     privateKey: secret
+    pins: [AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=]
   timeouts: {connect: 250ms, idle: 1m30s}
   shared: true
 ---
@@ -98,6 +104,11 @@ kind: Certificate
 metadata: {name: shop}
 spec:
   acme: {directory: "https://acme.example/directory", email: ops@example.com, hostnames: [shop.example], termsAgreed: true}
+---
+apiVersion: portcullis.dev/v1
+kind: Certificate
+metadata: {name: own}
+spec: {certificate: "pem", privateKey: key, ocspResponse: AAAA}
 ---
 apiVersion: portcullis.dev/v1
 kind: IssuedCertificate

@@ -64,6 +64,10 @@ func (r *report) local(res *configv1.Resource) {
 		r.credential(spec.Credential)
 	case *configv1.Resource_KeySet:
 		r.keySet(spec.KeySet)
+	case *configv1.Resource_Certificate:
+		r.certificate(spec.Certificate)
+	case *configv1.Resource_IssuedCertificate:
+		r.issuedCertificate(spec.IssuedCertificate)
 	}
 }
 

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"encoding/pem"
 	"fmt"
 	"net/netip"
@@ -59,6 +61,12 @@ func (r *report) upstreamTLS(t *configv1.UpstreamTLS) {
 			r.fail("spec.tls.serverName", "is %q: expected a lower-case host name", shorten(name))
 		}
 	}
+	r.words("spec.tls.pins", t.GetPins(), 32, func(pin string) string {
+		if der, err := base64.StdEncoding.Strict().DecodeString(pin); err != nil || len(der) != sha256.Size || strings.ContainsAny(pin, "\r\n") {
+			return "expected base64 of the SHA-256 of a SubjectPublicKeyInfo (RFC 7469, 2.4)"
+		}
+		return ""
+	})
 	switch certificate, key := t.GetCertificate(), t.GetPrivateKey(); {
 	case certificate == "" && key == "":
 	case key == "":

@@ -237,10 +237,10 @@ func TestRedact(t *testing.T) {
 		if !proto.Equal(r, was) {
 			t.Error("Redact changed its input")
 		}
-		if redacted.GetUpstream().GetTls().GetPrivateKey() != "" || redacted.GetIssuer().GetHmacSecret() != "" {
+		if redacted.GetUpstream().GetTls().GetPrivateKey() != "" || redacted.GetIssuer().GetHmacSecret() != "" || redacted.GetCertificate().GetPrivateKey() != "" {
 			t.Errorf("%s still has its secret", KeyOf(r))
 		}
-		if r.GetUpstream() == nil && r.GetIssuer() == nil && !proto.Equal(r, redacted) {
+		if r.GetUpstream() == nil && r.GetIssuer() == nil && r.GetCertificate() == nil && !proto.Equal(r, redacted) {
 			t.Errorf("%s lost more than secrets", KeyOf(r))
 		}
 	}
