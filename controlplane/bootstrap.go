@@ -27,6 +27,7 @@ const (
 	roomReplicas   = "replicas"
 	roomLocks      = "locks"
 	roomBoots      = "boots"
+	roomACME       = "acme-accounts"
 )
 
 // authority is what the cluster's replicas share: made once, by whichever

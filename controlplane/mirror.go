@@ -40,6 +40,9 @@ type mirror struct {
 	// Run only.
 	committed func(store.Event, int64)
 	proved    func(store.Event, stream.Head)
+	// loaded tells others that the whole store was taken over anew; may be nil.
+	// Called from Run only.
+	loaded func()
 
 	// state guards what a full state is read from: Run writes, Full reads.
 	state       sync.RWMutex
@@ -138,6 +141,9 @@ func (m *mirror) Run(ctx context.Context) error {
 func (m *mirror) follow(ctx context.Context) error {
 	if err := m.load(ctx); err != nil {
 		return err
+	}
+	if m.loaded != nil {
+		m.loaded()
 	}
 	_, version := m.Current()
 	for event, err := range m.store.Watch(ctx, version) {

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"portcullis.dev/portcullis/controlplane/acme"
 	"portcullis.dev/portcullis/controlplane/admin"
 	"portcullis.dev/portcullis/controlplane/keys"
 	"portcullis.dev/portcullis/controlplane/store"
@@ -43,6 +44,8 @@ type Config struct {
 	Bus func(ctx context.Context, live *identity.Live, boot uint64) (bus.Bus, []string, error)
 	// AllowLoopbackJWKS accepts http JWKS URLs on loopback, for development.
 	AllowLoopbackJWKS bool
+	// ACME tunes how certificates are obtained.
+	ACME ACME
 	// Release is the binary's version.
 	Release string
 	// Log; nil discards. Audit receives one record per authorisation; nil means Log.
@@ -58,14 +61,15 @@ type Plane struct {
 	mirror  *mirror
 	cluster *cluster
 	keeper  *keys.Keeper
+	acme    *acme.Keeper
 	issuers *keys.Issuers
 	members *members
 	admin   *admin.Service
 	// bus is nil when there is none; busURLs is where nodes find it.
 	bus     bus.Bus
 	busURLs []string
-	// issuersChanged wakes the keeper.
-	issuersChanged chan struct{}
+	// issuersChanged wakes the keeper, certificatesChanged acme.
+	issuersChanged, certificatesChanged chan struct{}
 }
 
 // New opens the cluster's secrets, makes them on the very first start, and
@@ -84,7 +88,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Plane{cfg: cfg, shared: shared, issuersChanged: make(chan struct{}, 1)}
+	p := &Plane{cfg: cfg, shared: shared, issuersChanged: make(chan struct{}, 1), certificatesChanged: make(chan struct{}, 1)}
 	if p.live, err = p.certify(); err != nil {
 		return nil, err
 	}
@@ -99,6 +103,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 	}
 	p.mirror = newMirror(cfg.Store, cfg.Log)
 	p.mirror.committed, p.mirror.proved = p.committed, p.proved
+	p.mirror.loaded = func() { trigger(p.issuersChanged); trigger(p.certificatesChanged) }
 	p.hub = stream.NewHub(stream.Config{
 		Replica: cfg.Name, Logger: cfg.Log, Full: p.mirror.Full,
 		Node: func(ctx context.Context) (string, error) {
@@ -130,6 +135,7 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 		Store: cfg.Store, Mirror: p.mirror, Cluster: p.cluster, Issuers: p.issuers,
 		JoinToken: p.members.token, RemoveNodeByName: p.members.remove, Audit: cfg.Audit, Log: cfg.Log, Release: cfg.Release,
 	}
+	p.acme = p.newACME()
 	return p, nil
 }
 
@@ -254,7 +260,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	for _, run := range []func(context.Context) error{
 		func(ctx context.Context) error { return p.members.Run(ctx, p.hub.Drop) },
-		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, renewer.Run, p.serveControl, p.serveAdmin,
+		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, p.acme.Run, renewer.Run, p.serveControl, p.serveAdmin,
 	} {
 		tasks.Go(func() error { return run(ctx) })
 	}

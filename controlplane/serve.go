@@ -14,6 +14,7 @@ import (
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/controlplane/stream"
 	"portcullis.dev/portcullis/pkg/bus"
+	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
 	busv1 "portcullis.dev/portcullis/proto/bus/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -35,14 +36,33 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 	if slices.Contains(event.Rooms, roomNodes) {
 		p.members.wake()
 	}
+	p.wake(event)
+}
+
+// wake tells the keepers of keys and of certificates what may concern them.
+func (p *Plane) wake(event store.Event) {
+	var issuers, certificates bool
 	for _, resource := range event.Upserts {
-		if resource.GetIssuer() != nil || resource.GetKeySet() != nil {
-			select {
-			case p.issuersChanged <- struct{}{}:
-			default:
-			}
-			return
-		}
+		issuers = issuers || resource.GetIssuer() != nil || resource.GetKeySet() != nil
+		certificates = certificates || resource.GetCertificate() != nil || resource.GetIssuedCertificate() != nil
+	}
+	for _, key := range event.Deletes {
+		// The Certificate may be there again already, in the next revision.
+		certificates = certificates || key.Kind == config.KindIssuedCertificate
+	}
+	if issuers {
+		trigger(p.issuersChanged)
+	}
+	if certificates {
+		trigger(p.certificatesChanged)
+	}
+}
+
+// trigger makes a channel of one ready, if it is not.
+func trigger(changed chan<- struct{}) {
+	select {
+	case changed <- struct{}{}:
+	default:
 	}
 }
 

@@ -41,6 +41,8 @@ var rooms = []struct {
 	{"go.opentelemetry.io/otel/sdk", []string{"pkg/telemetry"}, "others use the API"},
 	{"go.opentelemetry.io/otel/exporters", []string{"pkg/telemetry"}, "others use the API"},
 	{"github.com/lestrrat-go/jwx", []string{"controlplane/keys"}, "jwt.Parse must not see what a client sent"},
+	{"github.com/mholt/acmez", []string{"controlplane/acme"}, "one owner of accounts and orders"},
+	{"github.com/letsencrypt/pebble", []string{"controlplane/acme/acmetest"}, "an authority for tests"},
 	{"cel.dev/", []string{"pkg/config/expr", "dataplane/policy"}, "Check and node compile the same expressions"},
 }
 

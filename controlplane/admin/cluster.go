@@ -13,10 +13,12 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"portcullis.dev/portcullis/controlplane/acme"
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
 
@@ -56,7 +58,29 @@ func (s *Service) Status(ctx context.Context, _ *adminv1.StatusRequest) (*adminv
 		}
 		resp.Issuers = append(resp.Issuers, status)
 	}
+	for key, resource := range current.OfKind(config.KindCertificate) {
+		if spec := resource.GetCertificate().GetAcme(); spec != nil && visible(operator, key) {
+			resp.Certificates = append(resp.Certificates, certificateStatus(key, spec, current))
+		}
+	}
 	return resp, nil
+}
+
+// certificateStatus is how a certificate that is obtained by ACME fares.
+func certificateStatus(key config.Key, spec *configv1.ACME, current config.Checked) *adminv1.CertificateStatus {
+	status := &adminv1.CertificateStatus{Workspace: key.Workspace, Name: key.Name, Hostnames: spec.Hostnames}
+	resource, ok := current.Get(acme.IssuedKey(key))
+	if !ok {
+		status.Problem = "not ordered yet"
+		return status
+	}
+	issued := resource.GetIssuedCertificate()
+	status.IssuedAt, status.RefreshAt, status.Problem = issued.IssuedAt, issued.RefreshAt, issued.Problem
+	status.Failures, status.Ordering = issued.Failures, len(issued.Challenges) > 0
+	if at := acme.Expiry(issued.Certificate); !at.IsZero() {
+		status.ExpiresAt = timestamppb.New(at)
+	}
+	return status
 }
 
 // shown leaves out of the nodes' problems those that concern other workspaces'

@@ -5,18 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"regexp"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"portcullis.dev/portcullis/controlplane/outbound"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
@@ -78,9 +77,8 @@ func (c *Client) fetch(ctx context.Context, issuer *configv1.Issuer) ([]*configv
 	req.Header.Set("Accept", "application/jwk-set+json, application/json")
 	transport := c.Transport
 	if transport == nil {
-		dialer := &net.Dialer{Timeout: fetchTimeout, Control: c.vetAddress}
 		own := &http.Transport{
-			DialContext: dialer.DialContext, ForceAttemptHTTP2: true, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
+			DialContext: outbound.Dial(c.AllowLoopback, fetchTimeout), ForceAttemptHTTP2: true, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
 		}
 		defer own.CloseIdleConnections()
 		transport = own
@@ -109,22 +107,6 @@ func (c *Client) fetch(ctx context.Context, issuer *configv1.Issuer) ([]*configv
 		return nil, 0, err
 	}
 	return keys, ttlOf(resp.Header.Get("Cache-Control")), nil
-}
-
-// vetAddress refuses addresses that no identity provider has and that a name may
-// be made to point to: this machine and its link, where metadata services listen.
-func (c *Client) vetAddress(_, address string, _ syscall.RawConn) error {
-	at, err := netip.ParseAddrPort(address)
-	if err != nil {
-		return err
-	}
-	switch addr := at.Addr().Unmap(); {
-	case addr.IsLoopback() && c.AllowLoopback:
-		return nil
-	case addr.IsLoopback(), addr.IsUnspecified(), addr.IsLinkLocalUnicast(), addr.IsMulticast():
-		return errors.New("keys are not fetched from loopback and link-local addresses")
-	}
-	return nil
 }
 
 // CheckURL refuses what may not be fetched.

@@ -48,6 +48,8 @@ type Config struct {
 	AccessLog io.Writer
 	// AllowLoopbackJWKS accepts http JWKS URLs on loopback.
 	AllowLoopbackJWKS bool
+	// ACME tunes how certificates are obtained.
+	ACME controlplane.ACME
 	// BusListen is where the bus is served to other processes, without TLS and so
 	// on loopback only; empty: to this process only.
 	BusListen string
@@ -172,7 +174,7 @@ func (c *Cluster) StartControl(ctx context.Context) error {
 	}
 	plane, err := controlplane.New(ctx, controlplane.Config{
 		Name: "control-1", Store: c.store, Control: control, Admin: admin, Bus: connect,
-		AllowLoopbackJWKS: c.cfg.AllowLoopbackJWKS, Release: c.cfg.Release, Log: c.cfg.Log, Audit: c.cfg.Audit,
+		AllowLoopbackJWKS: c.cfg.AllowLoopbackJWKS, ACME: c.cfg.ACME, Release: c.cfg.Release, Log: c.cfg.Log, Audit: c.cfg.Audit,
 	})
 	if err != nil {
 		return errors.Join(err, control.Close(), admin.Close())

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"portcullis.dev/portcullis/pkg/config"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
@@ -28,7 +30,7 @@ func (c *cli) fetchStatus(ctx context.Context) (*adminv1.StatusResponse, error) 
 
 func (c *cli) status() *cobra.Command {
 	return &cobra.Command{
-		Use: "status", Short: "Show the cluster: revision, nodes, issuers and their keys", Args: cobra.NoArgs,
+		Use: "status", Short: "Show the cluster: revision, nodes, issuers and their keys, certificates", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			resp, err := c.fetchStatus(cmd.Context())
 			if err != nil {
@@ -54,9 +56,35 @@ func (c *cli) status() *cobra.Command {
 					}
 					row(w, issuer.Workspace+"/"+issuer.Name, issuer.Issuer, issuer.Keys, fetched, issuer.Problem)
 				}
+				printCertificates(w, resp.Certificates, time.Now())
 				return nil
 			})
 		},
+	}
+}
+
+// printCertificates shows those that are obtained by ACME, when there are any.
+func printCertificates(w io.Writer, certificates []*adminv1.CertificateStatus, now time.Time) {
+	if len(certificates) == 0 {
+		return
+	}
+	fmt.Fprintln(w)
+	row(w, "CERTIFICATE", "HOSTNAMES", "EXPIRES", "NEXT ORDER", "PROBLEM")
+	ahead := func(at *timestamppb.Timestamp) string {
+		switch {
+		case at == nil:
+			return "-"
+		case at.AsTime().Before(now):
+			return ago(at.AsTime(), now)
+		}
+		return "in " + at.AsTime().Sub(now).Round(time.Second).String()
+	}
+	for _, one := range certificates {
+		next := ahead(one.RefreshAt)
+		if one.Ordering {
+			next = "now"
+		}
+		row(w, one.Workspace+"/"+one.Name, strings.Join(one.Hostnames, ","), ahead(one.ExpiresAt), next, one.Problem)
 	}
 }
 
@@ -229,9 +257,22 @@ func (c *cli) printStatus(cmd *cobra.Command, resp *adminv1.StatusResponse) erro
 		}
 		issuers = append(issuers, one)
 	}
+	certificates := []map[string]any{}
+	for _, certificate := range resp.Certificates {
+		one := map[string]any{
+			"workspace": certificate.Workspace, "name": certificate.Name, "hostnames": certificate.Hostnames,
+			"problem": certificate.Problem, "failures": certificate.Failures, "ordering": certificate.Ordering,
+		}
+		for name, at := range map[string]*timestamppb.Timestamp{"issuedAt": certificate.IssuedAt, "expiresAt": certificate.ExpiresAt, "refreshAt": certificate.RefreshAt} {
+			if at != nil {
+				one[name] = at.AsTime()
+			}
+		}
+		certificates = append(certificates, one)
+	}
 	data, err := json.Marshal(map[string]any{
 		"version": resp.Version, "epoch": resp.GetRevision().GetEpoch(), "revision": resp.GetRevision().GetRevision(), "nodes": nodes,
-		"issuers": issuers, "replicas": resp.Replicas, "credentials": resp.Credentials, "revocations": resp.Revocations,
+		"issuers": issuers, "certificates": certificates, "replicas": resp.Replicas, "credentials": resp.Credentials, "revocations": resp.Revocations,
 	})
 	if err != nil {
 		return err

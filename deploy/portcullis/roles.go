@@ -93,7 +93,7 @@ type controlFlags struct {
 	sealKey, busListen, busAdvertise    string
 	restored                            bool
 	etcd, nats                          externalFlags
-	loopbackJWKS                        bool
+	loopbackJWKS, loopbackACME          bool
 	context                             string
 }
 
@@ -129,6 +129,7 @@ The first replica of a cluster writes the first operator's context to --context-
 	flags.StringVar(&f.busListen, "bus-listen", "127.0.0.1:4222", "address of the embedded bus for nodes")
 	flags.StringVar(&f.busAdvertise, "bus-advertise", "", "URL under which nodes reach the embedded bus (default: --bus-listen)")
 	flags.BoolVar(&f.loopbackJWKS, "allow-loopback-jwks", false, "fetch issuers' keys over http from loopback, for development")
+	flags.BoolVar(&f.loopbackACME, "allow-loopback-acme", false, "let the directories of certificate authorities be on loopback, for development")
 	f.add(cmd)
 	return cmd
 }
@@ -173,7 +174,7 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) (err error) {
 	}
 	plane, err := controlplane.New(ctx, controlplane.Config{
 		Name: f.name, Store: st, Control: control, Admin: admin, Advertise: f.advertise, Hosts: f.hosts, Bus: open,
-		AllowLoopbackJWKS: f.loopbackJWKS, Release: release, Log: log, Audit: audit,
+		AllowLoopbackJWKS: f.loopbackJWKS, ACME: controlplane.ACME{AllowLoopback: f.loopbackACME}, Release: release, Log: log, Audit: audit,
 	})
 	if err != nil {
 		return errors.Join(err, control.Close(), admin.Close())

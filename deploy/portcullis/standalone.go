@@ -126,6 +126,7 @@ password anywhere.`,
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", 1, "how many nodes")
 	cmd.Flags().BoolVar(&demo, "demo", false, "start two demo upstreams and apply a sample configuration")
 	cmd.Flags().BoolVar(&cfg.AllowLoopbackJWKS, "allow-loopback-jwks", false, "fetch issuers' keys over http from loopback, for development")
+	cmd.Flags().BoolVar(&cfg.ACME.AllowLoopback, "allow-loopback-acme", false, "let the directories of certificate authorities be on loopback, for development")
 	flags.add(cmd)
 	flags.addNode(cmd)
 	return cmd

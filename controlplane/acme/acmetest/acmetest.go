@@ -1,0 +1,112 @@
+// Package acmetest runs a certificate authority in the test's process: Let's
+// Encrypt's own test server, Pebble, which validates over real connections. It must
+// not know who is tested with it.
+package acmetest
+
+import (
+	"crypto/x509"
+	"encoding/pem"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/letsencrypt/pebble/v2/ca"
+	"github.com/letsencrypt/pebble/v2/db"
+	"github.com/letsencrypt/pebble/v2/va"
+	"github.com/letsencrypt/pebble/v2/wfe"
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+)
+
+// Authority is a running authority. Every host name leads to 127.0.0.1, but those
+// below "nowhere.example" lead nowhere.
+type Authority struct {
+	// Directory is its URL, CA the PEM to trust it by.
+	Directory, CA string
+	// Roots vouch for what it issues.
+	Roots *x509.CertPool
+	// Requests counts what it was asked.
+	Requests atomic.Int64
+
+	down atomic.Bool
+}
+
+// Leak is what an authority leaves behind: its validator never ends.
+func Leak() goleak.Option {
+	return goleak.IgnoreAnyFunction("github.com/letsencrypt/pebble/v2/va.VAImpl.processTasks")
+}
+
+// Start runs an authority that validates at a port of 127.0.0.1 and issues for a
+// lifetime, until the test ends.
+func Start(t testing.TB, httpPort int, lifetime time.Duration) *Authority {
+	t.Helper()
+	t.Setenv("PEBBLE_VA_NOSLEEP", "1")
+	// A pending authorization is as good as a new one, and a test wants to know which.
+	t.Setenv("PEBBLE_AUTHZREUSE", "0")
+	quiet := log.New(io.Discard, "", 0)
+	store := db.NewMemoryStore()
+	issuer := ca.New(quiet, store, "", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: uint64(lifetime / time.Second)}})
+	validator := va.New(quiet, httpPort, 0, true, resolver(t), store)
+	front := wfe.New(quiet, store, validator, issuer, true, false, 1, 1)
+	a := &Authority{Roots: x509.NewCertPool()}
+	handler := front.Handler()
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		a.Requests.Add(1)
+		if a.down.Load() {
+			http.Error(w, "down for maintenance", http.StatusServiceUnavailable)
+			return
+		}
+		handler.ServeHTTP(w, r)
+	}))
+	server.Config.ErrorLog = quiet
+	t.Cleanup(server.Close)
+	a.Directory = server.URL + wfe.DirectoryPath
+	a.CA = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	if !a.Roots.AppendCertsFromPEM(issuer.GetRootCert(0).PEM()) {
+		t.Fatal("the authority has no root")
+	}
+	return a
+}
+
+// SetDown has every request refused, or none.
+func (a *Authority) SetDown(down bool) { a.down.Store(down) }
+
+// resolver serves DNS and returns its address.
+func resolver(t testing.TB) string {
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := &dns.Server{PacketConn: conn, Handler: dns.HandlerFunc(answer)}
+	started, ended := make(chan struct{}), make(chan error, 1)
+	server.NotifyStartedFunc = func() { close(started) }
+	go func() { ended <- server.ActivateAndServe() }()
+	<-started
+	t.Cleanup(func() {
+		_ = server.Shutdown()
+		<-ended
+	})
+	return conn.LocalAddr().String()
+}
+
+func answer(w dns.ResponseWriter, req *dns.Msg) {
+	resp := new(dns.Msg)
+	resp.SetReply(req)
+	for _, q := range req.Question {
+		switch {
+		case strings.HasSuffix(q.Name, "nowhere.example."):
+			resp.Rcode = dns.RcodeNameError
+		case q.Qtype == dns.TypeA:
+			resp.Answer = append(resp.Answer, &dns.A{
+				Hdr: dns.RR_Header{Name: q.Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 1}, A: net.IPv4(127, 0, 0, 1),
+			})
+		}
+	}
+	_ = w.WriteMsg(resp)
+}
