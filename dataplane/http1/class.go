@@ -74,3 +74,6 @@ func valueEnd(b []byte, i int) int {
 
 // text is b as a string without a copy: it holds as long as b is not written.
 func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+// bytesOf is s as bytes without a copy; nobody may write them.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }

@@ -1,0 +1,393 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// Errors of ClientConn.Do, beside those of the request's body and the causes of
+// interruption. None wraps exchange.ErrMalformed or ErrTooLarge: these are for
+// what a client did.
+var (
+	// ErrUnsent means that nothing of the request was sent: any other connection may
+	// be tried.
+	ErrUnsent = errors.New("the connection was closed before the request")
+	// ErrNoAnswer means that the connection ended before the first byte of an
+	// answer. On a connection that was used before, that is how servers end an idle
+	// one (RFC 9112, 9.3.1).
+	ErrNoAnswer = errors.New("the connection was closed without an answer")
+	// ErrAnswer means that the answer broke off or cannot be understood in exactly
+	// one way.
+	ErrAnswer = errors.New("invalid answer")
+	// ErrTimeout means that the head did not come before the deadline, or nothing of
+	// the body for longer than Call.Idle.
+	ErrTimeout = errors.New("no answer in time")
+)
+
+const (
+	maxAnswerHead = 256 << 10
+	maxInterim    = 16
+	clientBuffer  = 4 << 10
+	// keepBuffer is the largest buffer that an idle connection keeps.
+	keepBuffer = 16 << 10
+	// glance is how long a request waits before anything is set up that lets its
+	// context interrupt it: most are answered sooner, and pay nothing.
+	glance = time.Second
+	// unboundedWrite is what an idle connection's socket surely takes at once.
+	unboundedWrite = 4 << 10
+)
+
+// Call is one request to send.
+type Call struct {
+	// Context interrupts the request, the answer's body and an upgraded connection,
+	// at the latest glance (1 s) after it ended.
+	Context context.Context
+	Request *exchange.Request
+	// Body is the whole body when Whole is set; else Request.Body is streamed.
+	Body  []byte
+	Whole bool
+	// Now is the time; Deadline bounds the wait for the answer's head.
+	Now, Deadline time.Time
+	// Idle bounds the silence within a body or on an upgraded connection; 0 does not.
+	Idle time.Duration
+}
+
+// ClientConn is one connection to an upstream. It carries one request at a time:
+// Do, then Finish. The Response of Do, its strings, its body reader and trailers
+// lie in the connection and hold until Finish. All methods but Interrupt belong
+// to one goroutine.
+type ClientConn struct {
+	conn net.Conn
+	// raw is conn, or what lies below its TLS: closing it waits for nobody.
+	raw net.Conn
+	// peek looks into the socket; nil where there is none.
+	peek     syscall.RawConn
+	peekFunc func(fd uintptr)
+	peeked   bool
+
+	buf []byte // buf[from:] is read and not consumed
+	// from is where the head ends once it is parsed: body bytes are decoded in place
+	// behind it, up to ready.
+	from, ready int
+	out         []byte
+	head        responseHead
+	resp        exchange.Response
+	chunks      chunks
+
+	call Call
+	// left of a body with a length; ended when all of the body was read from the
+	// connection, closed when the reader was closed.
+	left      int64
+	ended     bool
+	closed    bool
+	broken    bool
+	bodyError error
+
+	// armed and writeArmed are the socket's deadlines; zero for none.
+	armed, writeArmed time.Time
+	headCame          bool
+	unwatch           func() bool
+	active            atomic.Int64 // last byte on an upgraded connection, in Unix nanoseconds
+
+	sender    sender
+	cause     atomic.Pointer[error]
+	interrupt func(error)
+	trailer   func() exchange.Header
+	upgrade   upgradeFunc
+}
+
+// NewClientConn takes over a connection, which may be a *tls.Conn that has shaken
+// hands.
+func NewClientConn(conn net.Conn) *ClientConn {
+	c := &ClientConn{conn: conn, raw: conn, buf: make([]byte, 0, clientBuffer)}
+	if over, ok := conn.(interface{ NetConn() net.Conn }); ok {
+		c.raw = over.NetConn()
+	}
+	if s, ok := c.raw.(syscall.Conn); ok {
+		c.peek, _ = s.SyscallConn()
+	}
+	c.peekFunc = c.look
+	c.interrupt, c.trailer, c.upgrade = c.Interrupt, c.trailers, c.splice
+	c.sender.result = make(chan error, 1)
+	return c
+}
+
+// Do sends a request and returns the head of its answer; the body streams. After
+// an error the connection is closed and the request's body is not read any more;
+// after an answer the caller calls Finish once it has done with it.
+func (c *ClientConn) Do(call Call) (*exchange.Response, error) {
+	c.begin(call)
+	resp, err := c.do()
+	if err != nil {
+		c.broken = true
+		c.Finish()
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (c *ClientConn) begin(call Call) {
+	c.call = call
+	c.ended, c.closed, c.headCame, c.bodyError = false, false, false, nil
+	c.left = 0
+}
+
+func (c *ClientConn) do() (*exchange.Response, error) {
+	if err := context.Cause(c.call.Context); err != nil {
+		return nil, fmt.Errorf("ask upstream: %w", err)
+	}
+	if !c.call.Now.Before(c.call.Deadline) {
+		return nil, ErrTimeout
+	}
+	if err := c.send(); err != nil {
+		return nil, err
+	}
+	first := c.call.Now.Add(glance)
+	if c.call.Deadline.Before(first) {
+		first = c.call.Deadline
+	}
+	// A deadline of a request before, not yet passed, serves as well.
+	if c.armed.Before(c.call.Now) || c.armed.After(first) {
+		c.arm(first)
+	}
+	if err := c.readHead(); err != nil {
+		return nil, err
+	}
+	return c.respond()
+}
+
+// send writes the head and what is there of the body, and starts sending what
+// is not.
+func (c *ClientConn) send() error {
+	r := c.call.Request
+	length := int64(len(c.call.Body))
+	streams := !c.call.Whole && r.Body.Reader != nil && r.Body.Length != 0
+	if streams {
+		length = r.Body.Length
+	}
+	out, err := appendRequest(c.out[:0], r, length)
+	c.out = out
+	if err != nil {
+		return err
+	}
+	if c.call.Whole {
+		c.out = append(c.out, c.call.Body...)
+	}
+	switch {
+	case len(c.out) > unboundedWrite:
+		c.armWrite(c.call.Deadline)
+	case !c.writeArmed.IsZero():
+		c.armWrite(time.Time{})
+	}
+	n, err := c.conn.Write(c.out)
+	switch {
+	case err == nil:
+	case c.cause.Load() != nil:
+		return fmt.Errorf("ask upstream: %w", *c.cause.Load())
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return ErrTimeout
+	case n == 0:
+		return fmt.Errorf("%w: %w", ErrUnsent, err)
+	default:
+		// It may have answered before it closed.
+		c.broken = true
+		return nil
+	}
+	if streams {
+		if !c.writeArmed.IsZero() {
+			c.armWrite(time.Time{})
+		}
+		c.sender.start(c, r.Body.Reader, length)
+	}
+	return nil
+}
+
+// readHead waits for the head of the final answer and parses it.
+func (c *ClientConn) readHead() error {
+	taken, known, interim := 0, 0, 0
+	for {
+		end, err := headEnd(c.buf[c.from:], known)
+		if err != nil {
+			return fmt.Errorf("%w: %v", ErrAnswer, err)
+		}
+		if end < 0 {
+			known = len(c.buf) - c.from
+			if taken+known > maxAnswerHead {
+				return fmt.Errorf("%w: a head beyond %d bytes", ErrAnswer, maxAnswerHead)
+			}
+			if err := c.fill(); err != nil {
+				return c.noHead(err, taken+known)
+			}
+			continue
+		}
+		if err := parseResponse(c.buf[c.from:c.from+end], c.call.Request.Method, &c.head); err != nil {
+			return fmt.Errorf("%w: %v", ErrAnswer, err)
+		}
+		c.from += end
+		if c.head.status >= 200 || c.head.status == 101 {
+			return nil
+		}
+		if interim++; interim > maxInterim {
+			return fmt.Errorf("%w: more than %d interim answers", ErrAnswer, maxInterim)
+		}
+		taken += end
+		known = 0
+	}
+}
+
+// noHead says why no head came; got bytes of it did.
+func (c *ClientConn) noHead(err error, got int) error {
+	switch {
+	case c.cause.Load() != nil:
+		return fmt.Errorf("ask upstream: %w", *c.cause.Load())
+	case c.sender.bodyError.Load() != nil:
+		return fmt.Errorf("read request body: %w", *c.sender.bodyError.Load())
+	case errors.Is(err, ErrTimeout):
+		return err
+	case got == 0:
+		return fmt.Errorf("%w: %w", ErrNoAnswer, err)
+	}
+	return fmt.Errorf("%w: it broke off in the head: %w", ErrAnswer, err)
+}
+
+// fill reads more behind what is buffered.
+func (c *ClientConn) fill() error {
+	if c.from == len(c.buf) {
+		c.buf, c.from = c.buf[:0], 0
+	}
+	if len(c.buf) == cap(c.buf) {
+		grown := make([]byte, len(c.buf)-c.from, max(clientBuffer, 2*(len(c.buf)-c.from)))
+		copy(grown, c.buf[c.from:])
+		c.buf, c.from = grown, 0
+	}
+	n, err := c.read(c.buf[len(c.buf):cap(c.buf)])
+	c.buf = c.buf[:len(c.buf)+n]
+	return err
+}
+
+// read waits for bytes. It arms no deadline that it does not need: one that is
+// left from a request before makes it look whether it is time to give up, and
+// from then on the context can interrupt.
+func (c *ClientConn) read(p []byte) (int, error) {
+	var start time.Time
+	if c.headCame && c.call.Idle > 0 {
+		start = time.Now()
+	}
+	for {
+		n, err := c.conn.Read(p)
+		if n > 0 {
+			return n, nil
+		}
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) {
+			return 0, c.why(err)
+		}
+		limit := c.limit(start)
+		if !limit.IsZero() && !time.Now().Before(limit) {
+			return 0, ErrTimeout
+		}
+		c.watch()
+		c.arm(limit)
+	}
+}
+
+// limit is when a wait that began at start ends; zero for never.
+func (c *ClientConn) limit(start time.Time) time.Time {
+	switch {
+	case !c.headCame:
+		return c.call.Deadline
+	case c.call.Idle <= 0:
+		return time.Time{}
+	}
+	if active := time.Unix(0, c.active.Load()); active.After(start) {
+		start = active
+	}
+	return start.Add(c.call.Idle)
+}
+
+func (c *ClientConn) arm(at time.Time) {
+	c.armed = at
+	c.raw.SetReadDeadline(at)
+}
+
+func (c *ClientConn) armWrite(at time.Time) {
+	c.writeArmed = at
+	c.raw.SetWriteDeadline(at)
+}
+
+// watch lets the end of the context interrupt from now on.
+func (c *ClientConn) watch() {
+	if c.unwatch == nil && c.call.Context.Done() != nil {
+		ctx := c.call.Context
+		c.unwatch = context.AfterFunc(ctx, func() { c.Interrupt(context.Cause(ctx)) })
+	}
+}
+
+// Interrupt ends what is under way with the cause, which readers return. It is
+// safe for concurrent use, any number of times, between Do and Finish.
+func (c *ClientConn) Interrupt(cause error) {
+	c.cause.CompareAndSwap(nil, &cause)
+	c.raw.Close()
+}
+
+// why puts the cause of an interruption in place of its effect.
+func (c *ClientConn) why(err error) error {
+	if cause := c.cause.Load(); cause != nil {
+		return *cause
+	}
+	return err
+}
+
+// Finish ends the exchange, and tells whether the connection can carry another
+// one; if not, it is closed. When it returns nobody reads the request's body,
+// which is closed when it was not needed to its end.
+func (c *ClientConn) Finish() (reusable bool) {
+	sent := c.sender.finish(c)
+	if c.unwatch != nil {
+		if !c.unwatch() {
+			c.broken = true
+		}
+		c.unwatch = nil
+	}
+	reusable = sent && !c.broken && c.ended && c.head.persistent() && c.head.minor == 1 && c.from == len(c.buf) && c.cause.Load() == nil
+	fields := c.resp.Header.Fields()
+	clear(fields)
+	c.head.fields = fields[:0]
+	c.resp = exchange.Response{}
+	c.call = Call{}
+	c.chunks.reset()
+	c.buf, c.from, c.ready = c.buf[:0], 0, 0
+	if !reusable {
+		c.abort()
+		return false
+	}
+	if cap(c.buf) > keepBuffer {
+		c.buf = make([]byte, 0, clientBuffer)
+	}
+	if cap(c.out) > keepBuffer {
+		c.out = nil
+	}
+	return true
+}
+
+// Close closes an idle connection, in TLS with a farewell.
+func (c *ClientConn) Close() error {
+	c.broken = true
+	return c.conn.Close()
+}
+
+// abort closes the connection whatever is under way on it.
+func (c *ClientConn) abort() {
+	c.broken = true
+	c.raw.Close()
+}

@@ -1,0 +1,8 @@
+//go:build !unix
+
+package http1
+
+// Alive cannot tell here, and says yes: a dead connection is found when it is used.
+func (c *ClientConn) Alive() bool { return true }
+
+func (c *ClientConn) look(uintptr) {}
