@@ -1,0 +1,329 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+const (
+	// readBuffer is what a connection begins with, and all that most ever need.
+	readBuffer = 4 << 10
+	// keptBuffer bounds what a connection keeps once a large head is through.
+	keptBuffer = 64 << 10
+	// A connection that is closed under a client that may still be sending first
+	// lets it read the answer: to close with unread bytes would reset it.
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 256 << 10
+)
+
+// conn is one connection from a client. What it needs for an exchange is reused
+// for the next one.
+type conn struct {
+	server *Server
+	net    net.Conn
+	raw    syscall.RawConn // nil when there is no socket to look at
+	on     *admission.Conn
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	// Owned by the goroutine that serves, but buf, from, to and armed while a body
+	// is read: then by whoever reads it.
+	buf      []byte
+	from, to int       // buf[from:to] was read and not taken
+	armed    time.Time // the socket's read deadline; it may be earlier
+	exchange exchange.Exchange
+	head     requestHead
+	body     *body
+	reading  bool      // the request has a body
+	keep     bool      // the connection serves on after this exchange
+	linger   bool      // the client may still be sending when the connection is closed
+	abort    bool      // close with a reset
+	last     time.Time // when the last exchange was answered, or the connection began
+	first    bool      // nothing has been answered yet
+	beyond   [1]byte   // where a body is read to beyond its end
+
+	writing sync.Mutex
+	// Guarded by writing until the head of the answer is written, then owned by the
+	// goroutine that serves.
+	expecting    bool // the client waits for 100 Continue
+	writableTill time.Time
+
+	// since is when the exchange in progress began, in Unix nanoseconds; 0 for none.
+	since atomic.Int64
+	mu    sync.Mutex
+	// Guarded by mu: what stands behind the answer, and why it is to end.
+	interrupter func(error)
+	cause       error
+}
+
+// serve serves one request after the other. What panics outside of the handler,
+// in a body or as the exchange ends, ends the connection.
+func (c *conn) serve() {
+	defer func() {
+		if v := recover(); v != nil {
+			c.server.config.Log.Error("panic while answering a request", slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+		}
+	}()
+	c.last, c.first = time.Now(), true
+	for c.one() {
+		c.first = false
+	}
+}
+
+// one serves one request and tells whether there may be another.
+func (c *conn) one() bool {
+	settings := c.server.config.Settings()
+	raw, refused, err := c.nextHead(settings.HeaderLimit())
+	if err != nil {
+		return false
+	}
+	e := &c.exchange
+	defer c.end()
+	e.Context, e.Received = c.ctx, time.Now()
+	c.keep, c.reading = false, false
+	if refused == nil {
+		refused = c.take(raw, settings)
+	}
+	var resp *exchange.Response
+	if refused != nil {
+		resp = c.refuse(refused)
+	} else {
+		c.since.Store(e.Received.UnixNano())
+		resp = c.handle()
+	}
+	c.last = time.Now()
+	c.respond(resp)
+	return c.keep
+}
+
+// end closes the exchange. Nothing of it may be used afterwards.
+func (c *conn) end() {
+	c.since.Store(0)
+	c.mu.Lock()
+	c.interrupter = nil
+	if c.cause != nil {
+		c.keep = false
+	}
+	c.mu.Unlock()
+	if c.reading {
+		whole := c.body.finish(c.keep)
+		c.linger = c.linger || !whole
+		c.keep = c.keep && whole
+	}
+	c.exchange.End()
+	c.exchange.Reset()
+	if c.keep {
+		c.compact()
+	}
+}
+
+// handle asks the handler.
+func (c *conn) handle() (resp *exchange.Response) {
+	defer func() {
+		if v := recover(); v != nil {
+			c.server.config.Log.Error("panic while handling a request", slog.String("request_id", c.exchange.ID), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+			resp = c.server.config.Refuse(&c.exchange, admission.ReasonInternal, 500)
+		}
+	}()
+	return c.server.config.Handle(&c.exchange)
+}
+
+// refuse asks for the answer to what does not reach the handler. What follows on
+// the connection may be part of what was refused: it ends.
+func (c *conn) refuse(refused *admission.Refusal) *exchange.Response {
+	e := &c.exchange
+	if e.ID == "" {
+		c.on.Meet(e)
+	}
+	e.Why.Detail = refused.Detail.Error()
+	c.keep, c.linger = false, true
+	return c.server.config.Refuse(e, refused.Reason, refused.Status)
+}
+
+// interrupt ends the exchange in progress with its connection. It may be called
+// from any goroutine.
+func (c *conn) interrupt(cause error) {
+	c.cancel(cause)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause == nil {
+		c.cause = cause
+	}
+	if c.interrupter != nil {
+		c.interrupter(cause)
+	}
+}
+
+// behind notes what stands behind the answer, which ends when the connection does.
+func (c *conn) behind(interrupter func(error)) {
+	if interrupter == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.interrupter = interrupter; c.cause != nil {
+		interrupter(c.cause)
+	}
+}
+
+// nextHead waits for a whole head and takes it out of the buffer, which holds it
+// until compact.
+func (c *conn) nextHead(limit int) (raw []byte, refused *admission.Refusal, err error) {
+	var begun time.Time
+	if c.first {
+		begun = c.last
+	}
+	for known := 0; ; {
+		raw = c.buf[c.from:c.to]
+		end, err := headEnd(raw, known)
+		switch {
+		case err != nil:
+			c.from = c.to
+			return nil, refusal(err), nil
+		case end > limit || end < 0 && len(raw) > limit:
+			c.from = c.to
+			return nil, refusal(errHeadLimit), nil
+		case end >= 0:
+			c.from += end
+			return raw[:end:end], nil, nil
+		}
+		known = len(raw)
+		until, idle := c.last.Add(c.server.config.IdleTimeout), &c.server.draining
+		if known > 0 {
+			idle = nil
+			if begun.IsZero() {
+				begun = time.Now()
+			}
+		}
+		if !begun.IsZero() {
+			until = begun.Add(c.server.config.HeaderTimeout)
+		}
+		n, err := c.read(c.space(), until, idle)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.to += n
+	}
+}
+
+// space returns where more of a head may be read to; only between exchanges.
+func (c *conn) space() []byte {
+	switch {
+	case c.to < len(c.buf):
+	case c.from > 0:
+		c.compact()
+	default:
+		grown := make([]byte, 2*len(c.buf))
+		copy(grown, c.buf)
+		c.buf = grown
+	}
+	return c.buf[c.to:]
+}
+
+// room returns where more of a body may be read to, while strings of the exchange
+// lie in the buffer: what has been taken from it stays as it is. It is called
+// when nothing is left to be taken.
+func (c *conn) room() []byte {
+	low := c.from
+	if c.reading && len(c.buf)-low < readBuffer/4 {
+		// The old buffer lives as long as its strings.
+		c.buf = make([]byte, readBuffer)
+		low = 0
+	}
+	c.from, c.to = low, low
+	return c.buf[low:]
+}
+
+// compact moves what is left to the front of the buffer, or of a smaller one;
+// only between exchanges.
+func (c *conn) compact() {
+	rest := c.buf[c.from:c.to]
+	if len(c.buf) > keptBuffer && len(rest) < readBuffer {
+		c.buf = make([]byte, readBuffer)
+	} else if c.from < c.to && c.to < len(c.buf) {
+		// Pipelined requests are taken where they lie.
+		return
+	}
+	c.to, c.from = copy(c.buf, rest), 0
+}
+
+// read reads once, until a deadline. It sets the socket's only when that is later
+// than the deadline wanted, and goes over it when it comes too early: most reads
+// set none. stop, when set, ends the waiting.
+func (c *conn) read(p []byte, until time.Time, stop *atomic.Bool) (int, error) {
+	for {
+		if c.armed.IsZero() || c.armed.After(until) {
+			if err := c.net.SetReadDeadline(until); err != nil {
+				return 0, err
+			}
+			c.armed = until
+		}
+		// What has come is taken, so that nobody's request is lost.
+		if stop != nil && stop.Load() && (c.raw == nil || !readable(c.raw)) {
+			return 0, errStopping
+		}
+		n, err := c.net.Read(p)
+		switch {
+		case n > 0:
+			return n, nil
+		case err == nil:
+			continue
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return 0, err
+		}
+		c.armed = time.Time{}
+		if !time.Now().Before(until) {
+			return 0, err
+		}
+	}
+}
+
+// write writes all of p.
+func (c *conn) write(p []byte) error {
+	now, patience := time.Now(), c.server.config.WriteTimeout
+	if c.writableTill.Sub(now) < patience {
+		c.writableTill = now.Add(patience + patience/2)
+		if err := c.net.SetWriteDeadline(c.writableTill); err != nil {
+			return err
+		}
+	}
+	_, err := c.net.Write(p)
+	return err
+}
+
+// sendContinue tells a client that waits for it to send the body (RFC 9110,
+// 10.1.1), unless the answer has begun.
+func (c *conn) sendContinue() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if !c.expecting {
+		return nil
+	}
+	c.expecting = false
+	return c.write([]byte("HTTP/1.1 100 Continue\r\n\r\n"))
+}
+
+// close closes the connection.
+func (c *conn) close() {
+	if tcp, ok := c.net.(*net.TCPConn); ok && c.abort {
+		_ = tcp.SetLinger(0)
+	}
+	if half, ok := c.net.(interface{ CloseWrite() error }); ok && c.linger && !c.abort {
+		if half.CloseWrite() == nil && c.net.SetReadDeadline(time.Now().Add(lingerTime)) == nil {
+			_, _ = io.CopyN(io.Discard, c.net, lingerBytes)
+		}
+	}
+	_ = c.net.Close()
+}

@@ -1,0 +1,10 @@
+//go:build !unix
+
+package http1
+
+import "syscall"
+
+// Elsewhere a client that has gone is noticed when it is written to.
+func hungUp(syscall.RawConn) bool { return false }
+
+func readable(syscall.RawConn) bool { return false }

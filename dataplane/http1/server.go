@@ -1,0 +1,228 @@
+package http1
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// Config of a Server.
+type Config struct {
+	// Handle answers an exchange; never nil. It is called on one goroutine per
+	// connection. The exchange and its strings hold until Done has run.
+	Handle func(*exchange.Exchange) *exchange.Response
+	// Refuse renders the server's own refusals: request_malformed,
+	// request_too_large, misdirected_request, and internal_error when Handle panics.
+	// The Request holds what is known of it, which may be nothing but Peer. What
+	// decided stands in the exchange's Why. Never nil.
+	Refuse func(e *exchange.Exchange, reason string, status int) *exchange.Response
+	// Settings returns the live settings. It is called for every request and so is
+	// cheap; nil means the zero Settings.
+	Settings func() *admission.Settings
+
+	// HeaderTimeout bounds the time from a head's first byte to its last, and the
+	// wait for the first byte of a connection; 0 means 10s.
+	HeaderTimeout time.Duration
+	// BodyTimeout bounds each wait for more of a request's body; all waits for one
+	// body together may take as long, and then a second for each minBodyRate bytes
+	// that came. 0 means 30s.
+	BodyTimeout time.Duration
+	// WriteTimeout bounds the wait for the client to take one write of at most
+	// 64 KiB, give or take a half; 0 means 60s. It is the minimum rate at which an
+	// answer is read, too.
+	WriteTimeout time.Duration
+	// IdleTimeout bounds the wait for the next request; 0 means 2m.
+	IdleTimeout time.Duration
+	// Log gets what cannot be said to the client; nil discards it.
+	Log *slog.Logger
+}
+
+// minBodyRate is how many bytes a second of a request's body a client must send
+// on average, beyond BodyTimeout.
+const minBodyRate = 240
+
+var (
+	errStopping = errors.New("node is stopping")
+	// errGone is context.Canceled to those who ask why.
+	errGone = fmt.Errorf("client closed the connection: %w", context.Canceled)
+)
+
+func (c *Config) complete() {
+	for at, zero := range map[*time.Duration]time.Duration{
+		&c.HeaderTimeout: 10 * time.Second, &c.BodyTimeout: 30 * time.Second, &c.WriteTimeout: time.Minute, &c.IdleTimeout: 2 * time.Minute,
+	} {
+		if *at <= 0 {
+			*at = zero
+		}
+	}
+	if c.Settings == nil {
+		zero := &admission.Settings{}
+		c.Settings = func() *admission.Settings { return zero }
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+}
+
+// Server serves connections, each on the goroutine that calls Serve. Make one
+// with NewServer. Its methods may be called concurrently.
+type Server struct {
+	config Config
+	// goodbye: answers end their connections; draining: idle ones are closed, too.
+	goodbye, draining atomic.Bool
+	date              atomic.Pointer[date]
+	small, large      sync.Pool // write buffers
+
+	mu sync.Mutex
+	// Guarded by mu.
+	conns   map[*conn]struct{}
+	killed  bool
+	waiting chan struct{}
+	watch   *time.Timer // looks for clients that have gone; runs while connections are open
+	watched bool
+}
+
+// NewServer makes a server.
+func NewServer(c Config) *Server {
+	c.complete()
+	s := &Server{config: c, conns: map[*conn]struct{}{}}
+	s.small.New = func() any { return new([smallBuffer]byte) }
+	s.large.New = func() any { return new([largeBuffer]byte) }
+	return s
+}
+
+// Serve serves one connection until it ends, and closes it. first are the bytes
+// that were read from it already. on is used by this connection only.
+func (s *Server) Serve(nc net.Conn, on *admission.Conn, first []byte) {
+	c := &conn{server: s, net: nc, on: on, raw: rawConn(nc)}
+	c.buf = make([]byte, max(readBuffer, len(first)))
+	c.to = copy(c.buf, first)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	c.ctx, c.cancel = ctx, cancel
+	defer cancel(nil)
+	if !s.add(c) {
+		nc.Close()
+		return
+	}
+	defer s.remove(c)
+	defer c.close()
+	c.serve()
+}
+
+// rawConn returns what looks at the socket of a connection, nil for one that has
+// none.
+func rawConn(nc net.Conn) syscall.RawConn {
+	if inner, ok := nc.(interface{ NetConn() net.Conn }); ok {
+		nc = inner.NetConn()
+	}
+	if direct, ok := nc.(syscall.Conn); ok {
+		if raw, err := direct.SyscallConn(); err == nil {
+			return raw
+		}
+	}
+	return nil
+}
+
+// Goodbye makes every answer from now on close its connection. Connections that
+// are idle stay open: a request may be on its way to them.
+func (s *Server) Goodbye() { s.goodbye.Store(true) }
+
+// Drain makes every answer from now on close its connection and closes those
+// that are idle.
+func (s *Server) Drain() {
+	s.goodbye.Store(true)
+	s.draining.Store(true)
+	for _, c := range s.list() {
+		// Wakes whoever reads: one that waits for a request sees that it is time to go,
+		// the others go on.
+		_ = c.net.SetReadDeadline(past)
+	}
+}
+
+// past is a deadline that interrupts.
+var past = time.Unix(1, 0)
+
+// Cut closes all connections, now and from now on, and interrupts what stands
+// behind them.
+func (s *Server) Cut() {
+	s.goodbye.Store(true)
+	s.draining.Store(true)
+	s.mu.Lock()
+	s.killed = true
+	s.mu.Unlock()
+	for _, c := range s.list() {
+		c.interrupt(errStopping)
+		_ = c.net.Close()
+	}
+}
+
+// Open returns the number of connections that are being served.
+func (s *Server) Open() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.conns)
+}
+
+// Empty returns a channel that is closed once no connection is being served.
+func (s *Server) Empty() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.waiting == nil {
+		s.waiting = make(chan struct{})
+	}
+	waiting := s.waiting
+	s.settle()
+	return waiting
+}
+
+// settle is called with mu held.
+func (s *Server) settle() {
+	if s.waiting != nil && len(s.conns) == 0 {
+		close(s.waiting)
+		s.waiting = nil
+	}
+}
+
+func (s *Server) add(c *conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.killed {
+		return false
+	}
+	s.conns[c] = struct{}{}
+	if !s.watched {
+		s.watched = true
+		if s.watch == nil {
+			s.watch = time.AfterFunc(watchEvery, s.look)
+		} else {
+			s.watch.Reset(watchEvery)
+		}
+	}
+	return true
+}
+
+func (s *Server) remove(c *conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.conns, c)
+	s.settle()
+}
+
+func (s *Server) list() []*conn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	conns := make([]*conn, 0, len(s.conns))
+	for c := range s.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}

@@ -1,0 +1,334 @@
+package http1
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strconv"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// Write buffers: the small one holds a head and an ordinary body, so that one
+// write sends both; the large one carries what fills it.
+const (
+	smallBuffer = 16 << 10
+	largeBuffer = 64 << 10
+)
+
+// framing is how an answer's body is delimited.
+type framing uint8
+
+const (
+	noBody framing = iota
+	byLength
+	byChunks
+	byClose
+)
+
+var (
+	errShort = fmt.Errorf("answer shorter than its length: %w", io.ErrUnexpectedEOF)
+	errOver  = errors.New("answer longer than its length")
+)
+
+// respond writes the response and decides whether the connection serves on.
+func (c *conn) respond(resp *exchange.Response) {
+	e := &c.exchange
+	if resp.Body.Reader != nil {
+		// Evaluated now: resp may be replaced below.
+		defer resp.Body.Reader.Close()
+	}
+	c.behind(resp.Interrupt)
+	if resp.Status == 101 && resp.Upgrade != nil && e.Request.Upgrade != "" {
+		e.Result.Status = resp.Status
+		e.Result.Bytes, e.Result.Err = c.upgrade(resp)
+		c.keep = false
+		return
+	}
+	if resp.Status < 200 || resp.Status > 599 {
+		c.server.config.Log.Error("response with a status that is no answer", slog.String("request_id", e.ID), slog.Int("status", resp.Status))
+		resp = c.server.config.Refuse(e, admission.ReasonInternal, 500)
+	}
+	e.Result.Status = resp.Status
+	if c.reading {
+		c.answerEarly()
+	}
+	if c.keep && c.server.goodbye.Load() {
+		c.keep, c.linger = false, true
+	}
+	frame := c.frame(resp)
+	pooled := c.server.small.Get().(*[smallBuffer]byte)
+	defer c.server.small.Put(pooled)
+	b := c.appendHead(pooled[:0], resp, frame)
+	if frame == noBody || resp.Body.Reader == nil {
+		if frame == byChunks {
+			b = append(b, "0\r\n\r\n"...)
+		}
+		e.Result.Err = c.write(b)
+	} else {
+		e.Result.Bytes, e.Result.Err = c.stream(b, resp, frame)
+	}
+	if e.Result.Err != nil {
+		// Nothing but a broken connection tells the client that the body is short;
+		// where its end is the connection's, only a reset does.
+		c.keep, c.linger, c.abort = false, false, frame == byClose
+	}
+}
+
+// answerEarly settles what becomes of a request's body when the answer begins
+// before its end.
+func (c *conn) answerEarly() {
+	c.writing.Lock()
+	unasked := c.expecting
+	c.expecting = false
+	c.writing.Unlock()
+	// A client that was not asked for its body may send it or not (RFC 9110, 10.1.1).
+	if unasked || c.body.broken() || c.body.long() {
+		c.keep, c.linger = false, true
+	}
+}
+
+// frame decides how the body is delimited (RFC 9112, 6).
+func (c *conn) frame(resp *exchange.Response) framing {
+	switch {
+	case c.exchange.Request.Method == "HEAD" || resp.Status == 204 || resp.Status == 304:
+		return noBody
+	case resp.Body.Length >= 0:
+		return byLength
+	case c.head.minor == 0 || c.exchange.Request.Proto == "":
+		c.keep = false
+		return byClose
+	}
+	return byChunks
+}
+
+// appendHead renders status line and fields.
+func (c *conn) appendHead(b []byte, resp *exchange.Response, frame framing) []byte {
+	b = appendStatus(b, resp.Status)
+	dated := false
+	for i, fields := 0, resp.Header.Fields(); i < len(fields); i++ {
+		f := &fields[i]
+		switch len(f.Name) {
+		case 4:
+			dated = dated || exchange.EqualFold(f.Name, "Date")
+		case 12:
+			if exchange.EqualFold(f.Name, "X-Request-Id") {
+				continue
+			}
+		}
+		if !exchange.HopByHop(f.Name) {
+			b = appendField(b, f)
+		}
+	}
+	if !dated && resp.Status >= 200 {
+		b = c.server.appendDate(b, c.last)
+	}
+	b = append(b, "X-Request-Id: "...)
+	b = append(b, c.exchange.ID...)
+	b = append(b, '\r', '\n')
+	switch {
+	case resp.Status == 101:
+		b = append(b, "Connection: Upgrade\r\nUpgrade: "...)
+		b = append(b, c.exchange.Request.Upgrade...)
+		return append(b, "\r\n\r\n"...)
+	case frame == byChunks:
+		b = append(b, "Transfer-Encoding: chunked\r\n"...)
+	case frame == byLength, frame == noBody && resp.Body.Length > 0 && resp.Status != 204 && resp.Status != 304:
+		b = append(b, "Content-Length: "...)
+		b = strconv.AppendInt(b, resp.Body.Length, 10)
+		b = append(b, '\r', '\n')
+	}
+	switch {
+	case !c.keep:
+		b = append(b, "Connection: close\r\n"...)
+	case c.head.minor == 0:
+		b = append(b, "Connection: keep-alive\r\n"...)
+	}
+	return append(b, '\r', '\n')
+}
+
+// appendField renders a field as it is. A name that is none is left out, and
+// what could end a line is a blank in a value (RFC 9110, 5.5).
+func appendField(b []byte, f *exchange.Field) []byte {
+	if f.Name == "" {
+		return b
+	}
+	for i := 0; i < len(f.Name); i++ {
+		if classes[f.Name[i]]&inToken == 0 {
+			return b
+		}
+	}
+	b = append(b, f.Name...)
+	b = append(b, ':', ' ')
+	start := len(b)
+	b = append(b, f.Value...)
+	for i := valueEnd(b, start); i < len(b); i = valueEnd(b, i+1) {
+		b[i] = ' '
+	}
+	return append(b, '\r', '\n')
+}
+
+// stream writes the head and the body behind it, and returns how much of the body
+// was written.
+func (c *conn) stream(head []byte, resp *exchange.Response, frame framing) (int64, error) {
+	if frame == byChunks {
+		return c.streamChunks(head, resp)
+	}
+	if frame == byLength && resp.Body.Length <= int64(cap(head)-len(head)) {
+		return c.writeWhole(head, resp)
+	}
+	body, b, sent := resp.Body.Reader, head, int64(0)
+	start := len(head)
+	for {
+		if start == cap(b) {
+			if err := c.write(b); err != nil {
+				return sent, err
+			}
+			b, start = b[:0], 0
+		}
+		n, err := body.Read(b[start:cap(b)])
+		if frame == byLength && sent+int64(n) > resp.Body.Length {
+			n, err = int(resp.Body.Length-sent), errOver
+		}
+		if start+n > 0 {
+			if werr := c.write(b[:start+n]); werr != nil {
+				return sent, werr
+			}
+		}
+		sent += int64(n)
+		full := start+n == cap(b)
+		start = 0
+		switch {
+		case err == io.EOF && frame == byLength && sent < resp.Body.Length:
+			return sent, errShort
+		case err == io.EOF:
+			return sent, nil
+		case err != nil:
+			return sent, err
+		case frame == byLength && sent == resp.Body.Length:
+			return sent, c.atEnd(body)
+		case full && cap(b) < largeBuffer:
+			pooled := c.server.large.Get().(*[largeBuffer]byte)
+			defer c.server.large.Put(pooled)
+			b = pooled[:0]
+		}
+	}
+}
+
+// atEnd expects the end of a body that has been read to its length.
+func (c *conn) atEnd(body io.Reader) error {
+	for {
+		n, err := body.Read(c.beyond[:])
+		switch {
+		case n > 0:
+			return errOver
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+// writeWhole sends a small answer of known length in one piece.
+func (c *conn) writeWhole(head []byte, resp *exchange.Response) (int64, error) {
+	start := len(head)
+	b := head[:start+int(resp.Body.Length)]
+	n, err := io.ReadFull(resp.Body.Reader, b[start:])
+	if werr := c.write(b[:start+n]); werr != nil {
+		return 0, werr
+	}
+	switch {
+	case err == io.EOF || err == io.ErrUnexpectedEOF:
+		err = errShort
+	case err == nil:
+		err = c.atEnd(resp.Body.Reader)
+	}
+	return int64(n), err
+}
+
+// What frames a chunk: its size of at most four digits before, and behind it a
+// line end and the end of the body.
+const (
+	chunkSize = len("ffff\r\n")
+	chunkEnd  = len("\r\n0\r\n\r\n")
+)
+
+// streamChunks writes each piece as it comes, since a client may wait for it: the
+// first one together with the head.
+func (c *conn) streamChunks(head []byte, resp *exchange.Response) (sent int64, err error) {
+	b := head
+	if waiting(resp.Body.Reader) || cap(b)-len(b) < 2*(chunkSize+chunkEnd) {
+		if err := c.write(b); err != nil {
+			return 0, err
+		}
+		b = b[:0]
+	}
+	for {
+		start := len(b) + chunkSize
+		data := b[start : cap(b)-chunkEnd]
+		n, err := resp.Body.Reader.Read(data)
+		full := n == len(data)
+		out := b
+		if n > 0 {
+			out = enclose(b, start, n)
+		}
+		if err == io.EOF {
+			out = appendLast(out, &resp.Body)
+		}
+		if len(out) > 0 && (n > 0 || err == io.EOF) {
+			if werr := c.write(out); werr != nil {
+				return sent, werr
+			}
+			b = b[:0]
+		}
+		sent += int64(n)
+		switch {
+		case err == io.EOF:
+			return sent, nil
+		case err != nil:
+			return sent, err
+		case full && cap(b) < largeBuffer:
+			pooled := c.server.large.Get().(*[largeBuffer]byte)
+			defer c.server.large.Put(pooled)
+			b = pooled[:0]
+		}
+	}
+}
+
+// waiting tells whether a body says that it has nothing yet: then the head is not
+// held back for it.
+func waiting(body io.Reader) bool {
+	b, ok := body.(interface{ Buffered() int })
+	return ok && b.Buffered() == 0
+}
+
+// enclose makes a chunk of the n bytes at start, behind the bytes of b, which it
+// moves up to the chunk's size.
+func enclose(b []byte, start, n int) []byte {
+	var digits [8]byte
+	size := strconv.AppendUint(digits[:0], uint64(n), 16)
+	at := start - len(size) - 2
+	gap := at - len(b)
+	whole := b[:start+n]
+	copy(whole[gap:], b)
+	copy(whole[at:], size)
+	whole[start-2], whole[start-1] = '\r', '\n'
+	return append(whole[gap:], '\r', '\n')
+}
+
+// appendLast renders the last chunk and the trailer section.
+func appendLast(b []byte, body *exchange.Body) []byte {
+	b = append(b, '0', '\r', '\n')
+	if body.Trailer != nil {
+		trailer := body.Trailer()
+		for i, fields := 0, trailer.Fields(); i < len(fields); i++ {
+			if !exchange.HopByHop(fields[i].Name) {
+				b = appendField(b, &fields[i])
+			}
+		}
+	}
+	return append(b, '\r', '\n')
+}
