@@ -35,6 +35,30 @@ spec:
     - rateLimit: {limits: [{requests: 1, window: 1d, burst: 7}], onPartition: strict}
   backends: [{upstream: up, weight: 0}]
   priority: -5
+  timeouts: {request: 5s, attempt: 2s, idle: 10m, deadlineHeader: X-Timeout-Ms}
+  retries: {attempts: 2, "on": [reset, unavailable, server_error, timeout], statuses: [409], nonIdempotent: true, backoff: 10ms}
+  hedging: {delay: 50ms, attempts: 2}
+  mirrors: [{upstream: up, ratio: 0.5}]
+  criticality: sheddable
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: guarded}
+spec:
+  endpoints: [{url: "http://a:80"}]
+  healthCheck: {http: {path: "/ready?deep=1", host: a.example, statuses: [200, 204]}, interval: 1s, timeout: 500ms, healthy: 1, unhealthy: 2}
+  outlierDetection: {consecutiveFailures: 3, failureRatio: 0.25, minRequests: 10, interval: 5s, ejection: 1s, maxEjection: 1m, maxEjected: 0.3}
+  circuitBreaker: {maxConnections: 100, maxPending: 10, maxRequests: 1000}
+  adaptiveConcurrency: {min: 5, max: 500}
+  retryBudget: {ratio: 0, min: 0}
+  panicThreshold: 0
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: asked}
+spec:
+  endpoints: [{url: "http://a:80"}]
+  healthCheck: {grpc: {service: shop.v1.Orders}}
 ---
 apiVersion: portcullis.dev/v1
 kind: Upstream

@@ -53,6 +53,7 @@ func eachRef(r *configv1.Resource, f func(ref)) {
 	for i, b := range r.GetRoute().GetBackends() {
 		f(ref{"spec.backends[" + strconv.Itoa(i) + "].upstream", KindUpstream, b.GetUpstream()})
 	}
+	eachMirror(r.GetRoute(), f)
 	for i, l := range r.GetGateway().GetListeners() {
 		for j, name := range l.GetTls().GetCertificates() {
 			f(ref{"spec.listeners[" + strconv.Itoa(i) + "].tls.certificates[" + strconv.Itoa(j) + "]", KindCertificate, name})

@@ -37,6 +37,7 @@ func (r *report) route(t *configv1.Route) {
 	r.policies("spec.policies", t.GetPolicies())
 	r.backends("spec.backends", t.GetBackends())
 	r.duration("spec.timeouts.request", t.GetTimeouts().GetRequest(), time.Millisecond, time.Hour)
+	r.routeResilience(t)
 	if v := t.GetRevocation(); v != nil {
 		if v.GetMaxStaleness() == nil {
 			r.fail("spec.revocation.maxStaleness", "is missing: expected a duration such as 5s")

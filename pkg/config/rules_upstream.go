@@ -46,6 +46,7 @@ func (r *report) upstream(u *configv1.Upstream) {
 	if u.GetShared() && r.key.Workspace != DefaultWorkspace {
 		r.fail("spec.shared", "has no effect in workspace %q: only those of %q are shared", r.key.Workspace, DefaultWorkspace)
 	}
+	r.upstreamResilience(u)
 	r.duration("spec.timeouts.connect", u.GetTimeouts().GetConnect(), time.Millisecond, time.Minute)
 	r.duration("spec.timeouts.idle", u.GetTimeouts().GetIdle(), time.Second, time.Hour)
 }
