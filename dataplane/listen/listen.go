@@ -41,6 +41,31 @@ type Config struct {
 	Drain time.Duration
 	// Log gets what goes wrong with accepting; nil discards it.
 	Log *slog.Logger
+
+	// HTTP1 serves HTTP/1.1; required by New.
+	HTTP1 Front
+	// HTTP2 serves HTTP/2; nil: it is not offered.
+	HTTP2 Front
+	// HandshakeTimeout bounds a TLS handshake, and the wait for the first bytes of a
+	// connection in clear text; 0 means 10s.
+	HandshakeTimeout time.Duration
+	// Handshakes bounds the TLS handshakes under way at once; 0 means 4096.
+	Handshakes int
+}
+
+func (c *Config) complete() {
+	if c.Drain <= 0 {
+		c.Drain = defaultDrain
+	}
+	if c.HandshakeTimeout <= 0 {
+		c.HandshakeTimeout = 10 * time.Second
+	}
+	if c.Handshakes <= 0 {
+		c.Handshakes = 4096
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
 }
 
 const (

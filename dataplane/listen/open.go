@@ -1,0 +1,176 @@
+package listen
+
+import (
+	"bytes"
+	"crypto/tls"
+	"net"
+	"sync"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// preface is what a client of HTTP/2 without TLS sends first (RFC 9113, 3.4). No
+// HTTP/1.1 request begins like it.
+const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+// open takes an accepted connection to the front end that speaks its protocol.
+func (l *Listeners) open(name string, raw net.Conn) {
+	s := l.live.Load()
+	var one *spoken
+	switch {
+	case s != nil:
+		one = s.listeners[name]
+	case name == HTTP:
+		one = &spoken{}
+	}
+	if one == nil {
+		l.counters.unserved.Add(1)
+		_ = raw.Close()
+		return
+	}
+	on := &admission.Conn{Peer: admission.PeerOf(raw.RemoteAddr().String())}
+	if one.tls != nil {
+		l.shake(one, raw, on)
+		return
+	}
+	if l.config.HTTP2 == nil {
+		l.config.HTTP1.Serve(raw, on, nil)
+		return
+	}
+	l.peek(raw, on)
+}
+
+// shake makes a TLS connection of it. What a handshake costs is bounded: in time,
+// and in how many there are at once.
+func (l *Listeners) shake(one *spoken, raw net.Conn, on *admission.Conn) {
+	select {
+	case l.shakes <- struct{}{}:
+	default:
+		l.counters.failed.Add(1)
+		_ = raw.Close()
+		return
+	}
+	c, err := l.handshake(one, raw)
+	<-l.shakes
+	if err != nil {
+		l.counters.failed.Add(1)
+		l.config.Log.Debug("a TLS handshake failed", "peer", on.Peer, "error", err)
+		_ = raw.Close()
+		return
+	}
+	l.counters.handshakes.Add(1)
+	state := c.ConnectionState()
+	name, _ := serverName(state.ServerName)
+	on.TLS = &exchange.PeerTLS{Version: state.Version, ServerName: name, ALPN: state.NegotiatedProtocol, State: &state}
+	if len(state.VerifiedChains) > 0 {
+		on.TLS.Verified = state.VerifiedChains[0]
+	}
+	on.SNIDecides = one.verifies
+	if state.NegotiatedProtocol == "h2" && l.config.HTTP2 != nil {
+		l.config.HTTP2.Serve(c, on, nil)
+		return
+	}
+	l.config.HTTP1.Serve(c, on, nil)
+}
+
+func (l *Listeners) handshake(one *spoken, raw net.Conn) (*tls.Conn, error) {
+	if !l.opening.add(raw, false) {
+		return nil, net.ErrClosed
+	}
+	defer l.opening.remove(raw)
+	if err := raw.SetDeadline(time.Now().Add(l.config.HandshakeTimeout)); err != nil {
+		return nil, err
+	}
+	c := tls.Server(raw, one.tls)
+	if err := c.Handshake(); err != nil {
+		return nil, err
+	}
+	return c, raw.SetDeadline(time.Time{})
+}
+
+// peek reads until it is clear whether the client speaks HTTP/2.
+func (l *Listeners) peek(raw net.Conn, on *admission.Conn) {
+	first, err := l.first(raw)
+	if err != nil {
+		_ = raw.Close()
+		return
+	}
+	if len(first) == len(preface) {
+		l.config.HTTP2.Serve(raw, on, first)
+		return
+	}
+	l.config.HTTP1.Serve(raw, on, first)
+}
+
+// first returns the preface, or the first bytes of something else.
+func (l *Listeners) first(raw net.Conn) ([]byte, error) {
+	if !l.opening.add(raw, true) {
+		return nil, net.ErrClosed
+	}
+	defer l.opening.remove(raw)
+	if err := raw.SetReadDeadline(time.Now().Add(l.config.HandshakeTimeout)); err != nil {
+		return nil, err
+	}
+	var b [len(preface)]byte
+	n := 0
+	for n < len(b) {
+		more, err := raw.Read(b[n:])
+		n += more
+		if !bytes.HasPrefix([]byte(preface), b[:n]) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return bytes.Clone(b[:n]), raw.SetReadDeadline(time.Time{})
+}
+
+// opening are the connections that no front end knows yet.
+type opening struct {
+	mu sync.Mutex
+	// conns: true for those that wait for their first byte.
+	conns            map[net.Conn]bool
+	draining, killed bool
+}
+
+// add reports false for a connection that must not go on.
+func (o *opening) add(c net.Conn, idle bool) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.killed || o.draining && idle {
+		return false
+	}
+	o.conns[c] = idle
+	return true
+}
+
+func (o *opening) remove(c net.Conn) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	delete(o.conns, c)
+}
+
+// drain closes what has sent nothing yet. Handshakes end by themselves.
+func (o *opening) drain() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.draining = true
+	for c, idle := range o.conns {
+		if idle {
+			_ = c.Close()
+		}
+	}
+}
+
+// cut closes all, now and from now on.
+func (o *opening) cut() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.killed = true
+	for c := range o.conns {
+		_ = c.Close()
+	}
+}
