@@ -62,7 +62,7 @@ func (o *order) connect(spec *configv1.ACME) (client *acme.Client, closeIdle fun
 	directory.Fragment = hex.EncodeToString(trust[:8])
 	guard := &guard{base: transport, host: hostOf(directory)}
 	return &acme.Client{
-		Directory: directory.String(), UserAgent: "portcullis", PollInterval: time.Second, PollTimeout: orderTimeout,
+		Directory: directory.String(), UserAgent: "portcullis", PollInterval: 300 * time.Millisecond, PollTimeout: orderTimeout,
 		HTTPClient: &http.Client{Transport: guard, Timeout: requestTimeout, CheckRedirect: func(*http.Request, []*http.Request) error {
 			return http.ErrUseLastResponse
 		}},
