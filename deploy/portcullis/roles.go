@@ -286,7 +286,7 @@ func (c *cli) dataplane() *cobra.Command {
 	var f runFlags
 	var nats externalFlags
 	var cfg dataplane.Config
-	var listen, metrics, token string
+	var listen, metrics, debug, token string
 	cmd := &cobra.Command{
 		Use: "dataplane", Short: "Run one node", Args: cobra.NoArgs,
 		Long: `Run one node.
@@ -305,7 +305,11 @@ With every control plane down a node starts from its sealed last-known-good copy
 					return err
 				}
 			}
-			return runDataplane(cmd, cfg, &f, listen, metrics)
+			stop, err := serveDebug(debug)
+			if err != nil {
+				return err
+			}
+			return errors.Join(runDataplane(cmd, cfg, &f, listen, metrics), stop())
 		},
 	}
 	flags := cmd.Flags()
@@ -315,6 +319,7 @@ With every control plane down a node starts from its sealed last-known-good copy
 	flags.StringVar(&token, "join-token", "", "join token: env:NAME, file:PATH or '-' for standard input; only needed the first time")
 	flags.StringVar(&listen, "listen", "127.0.0.1:8080", "address for clients")
 	flags.StringVar(&metrics, "metrics-listen", "127.0.0.1:9464", "address of metrics and probes (/metrics, /readyz, /livez); empty: none")
+	flags.StringVar(&debug, "debug-listen", "", "loopback address of profiles (/debug/pprof/), for finding out where time goes (default: none)")
 	flags.StringSliceVar(&nats.urls, "nats-urls", nil, "external NATS (default: where the control plane says)")
 	flags.StringVar(&nats.credentials, "nats-credentials", "", "NATS credentials file")
 	nats.add(cmd, "nats", "NATS")
