@@ -44,9 +44,7 @@ type Endpoint struct {
 	// that a success takes none.
 	succeeded atomic.Uint32
 	streak    atomic.Bool
-	// usableSince is in nanoseconds of the Unix epoch; 0: since it is known.
-	usableSince atomic.Int64
-	ejections   atomic.Uint64
+	ejections atomic.Uint64
 
 	// Guarded by Group.mu.
 	users  int
@@ -89,15 +87,6 @@ type Status struct {
 // Usable says whether the endpoint should get traffic. It is one atomic load.
 func (e *Endpoint) Usable() bool { return e.out.Load() == 0 }
 
-// UsableSince is when the endpoint came back last; zero when it never was out.
-func (e *Endpoint) UsableSince() time.Time {
-	at := e.usableSince.Load()
-	if at == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, at)
-}
-
 // Succeeded notes an answer that is no failure. It takes no lock but after a
 // failure.
 func (e *Endpoint) Succeeded(now time.Time) {
@@ -137,48 +126,33 @@ func (e *Endpoint) Failed(now time.Time, status int, err error) {
 		changed = e.setOut(outOutlier, true, now, detailOf(status, err))
 		g.monitor.replan(g)
 	}
-	g.mu.Unlock()
-	if changed {
-		g.monitor.changed()
-	}
+	g.unlock(changed)
 }
 
 // SetResolved tells whether the endpoint's name could be looked up.
 func (e *Endpoint) SetResolved(now time.Time, err error) {
 	g := e.group
 	g.mu.Lock()
-	changed := e.setOut(outUnresolved, err != nil, now, detailOf(0, err))
-	g.mu.Unlock()
-	if changed {
-		g.monitor.changed()
-	}
+	g.unlock(e.setOut(outUnresolved, err != nil, now, detailOf(0, err)))
 }
 
 // Ejections is how often live traffic took the endpoint out.
 func (e *Endpoint) Ejections() uint64 { return e.ejections.Load() }
 
-// setOut changes one reason and says whether the status is another. Group.mu is
-// held.
+// setOut changes one reason and says whether the endpoint's usability is another.
+// Group.mu is held.
 func (e *Endpoint) setOut(bit uint32, out bool, now time.Time, detail string) bool {
 	before := e.out.Load()
 	if out {
-		changed := before&bit == 0
-		if changed {
+		if before&bit == 0 {
 			e.since[bit] = now
 			e.out.Store(before | bit)
 		}
-		changed = changed || e.seen[bit] != detail
 		e.seen[bit] = detail
-		return changed
-	}
-	if before&bit == 0 {
-		return false
+		return before == 0
 	}
 	e.out.Store(before &^ bit)
-	if before == bit {
-		e.usableSince.Store(now.UnixNano())
-	}
-	return true
+	return before == bit
 }
 
 // status is called with Group.mu held.

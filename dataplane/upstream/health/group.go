@@ -49,19 +49,38 @@ type Group struct {
 type Use struct {
 	group    *Group
 	settings Settings
+	changed  func()
 	// Guarded by Group.mu.
 	endpoints []*Endpoint
 	ended     bool
 }
 
-// Use begins a configuration's hold; Set names its endpoints.
-func (g *Group) Use(s Settings) *Use {
+// Use begins a configuration's hold; Set names its endpoints. changed, which may
+// be nil, is called when an endpoint has become usable or no longer is, by
+// whoever found out; it must not call the group.
+func (g *Group) Use(s Settings, changed func()) *Use {
 	g.mu.Lock()
-	defer g.mu.Unlock()
-	u := &Use{group: g, settings: s}
+	u := &Use{group: g, settings: s, changed: changed}
 	g.uses = append(g.uses, u)
-	g.settle()
+	g.unlock(g.settle())
 	return u
+}
+
+// unlock releases mu and, when something has changed, tells those who use the
+// group.
+func (g *Group) unlock(changed bool) {
+	var tell []func()
+	if changed {
+		for _, u := range g.uses {
+			if u.changed != nil {
+				tell = append(tell, u.changed)
+			}
+		}
+	}
+	g.mu.Unlock()
+	for _, f := range tell {
+		f()
+	}
 }
 
 // Set replaces the endpoints and returns what is known of each, in their order.
@@ -88,13 +107,10 @@ func (u *Use) Set(targets []Target) []*Endpoint {
 		e.users++
 		u.endpoints[i] = e
 	}
-	changed := g.drop(before)
+	g.drop(before)
 	g.monitor.replan(g)
 	given := slices.Clone(u.endpoints)
 	g.mu.Unlock()
-	if changed {
-		g.monitor.changed()
-	}
 	return given
 }
 
@@ -108,29 +124,23 @@ func (u *Use) End() {
 	}
 	u.ended = true
 	g.uses = slices.DeleteFunc(g.uses, func(other *Use) bool { return other == u })
-	changed := g.drop(u.endpoints)
+	g.drop(u.endpoints)
 	u.endpoints = nil
-	changed = g.settle() || changed
-	g.mu.Unlock()
-	if changed {
-		g.monitor.changed()
-	}
+	g.unlock(g.settle())
 }
 
-// drop gives up endpoints and says whether one that was out is gone. mu is held.
-func (g *Group) drop(endpoints []*Endpoint) bool {
-	changed := false
+// drop gives up endpoints. mu is held.
+func (g *Group) drop(endpoints []*Endpoint) {
 	for _, e := range endpoints {
 		if e.users--; e.users == 0 {
 			delete(g.endpoints, e.target.name())
-			changed = changed || !e.Usable()
 		}
 	}
-	return changed
 }
 
-// settle makes the newest use's settings hold: what no check and no detection
-// vouches for any more is forgotten. mu is held.
+// settle makes the newest use's settings hold, and says whether what no check and
+// no detection vouches for any more, and so is forgotten, has changed a status. mu
+// is held.
 func (g *Group) settle() bool {
 	var s Settings
 	if len(g.uses) > 0 {
@@ -194,9 +204,9 @@ func (g *Group) Out() (out []Status, all int) {
 
 // advance readmits the endpoints whose time is over, and returns those to check
 // now. mu is not held.
-func (g *Group) advance(now time.Time) (check *Check, due []*Endpoint, changed bool) {
+func (g *Group) advance(now time.Time) (check *Check, due []*Endpoint) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	changed := false
 	for _, e := range g.endpoints {
 		if !e.record.until.IsZero() && !now.Before(e.record.until) {
 			e.record.readmit(now)
@@ -209,7 +219,9 @@ func (g *Group) advance(now time.Time) (check *Check, due []*Endpoint, changed b
 		}
 	}
 	g.monitor.replan(g)
-	return g.check, due, changed
+	check = g.check
+	g.unlock(changed)
+	return check, due
 }
 
 // next is when something is to be done; zero for never. mu is held.
@@ -228,17 +240,17 @@ func (g *Group) next() time.Time {
 }
 
 // checked notes the result of a check that began at a time.
-func (g *Group) checked(e *Endpoint, c *Check, began, now time.Time, wait time.Duration, err error) bool {
+func (g *Group) checked(e *Endpoint, c *Check, began, now time.Time, wait time.Duration, err error) {
 	g.mu.Lock()
-	defer g.mu.Unlock()
+	changed := false
+	defer func() { g.unlock(changed) }()
 	e.checking = false
 	if g.check == nil || e.users == 0 {
-		return false
+		return
 	}
 	if e.due = began.Add(wait); e.due.Before(now) || c != g.check {
 		e.due = now
 	}
-	changed := false
 	if c == g.check {
 		out := e.note(c, err == nil, e.out.Load()&outCheck != 0)
 		if !out || err != nil {
@@ -246,5 +258,4 @@ func (g *Group) checked(e *Endpoint, c *Check, began, now time.Time, wait time.D
 		}
 	}
 	g.monitor.replan(g)
-	return changed
 }

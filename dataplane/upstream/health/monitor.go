@@ -33,7 +33,6 @@ type Config struct {
 type Monitor struct {
 	cfg  Config
 	wake chan struct{} // cap 1: something sooner is planned
-	news chan struct{} // cap 1: a status has changed
 
 	mu      sync.Mutex
 	planned plans
@@ -47,23 +46,13 @@ func New(cfg Config) *Monitor {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Monitor{cfg: cfg, wake: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+	return &Monitor{cfg: cfg, wake: make(chan struct{}, 1)}
 }
 
 // Group begins another upstream's health. It costs nothing once its last Use has
 // ended.
 func (m *Monitor) Group() *Group {
 	return &Group{monitor: m, endpoints: map[name]*Endpoint{}, plan: plan{index: -1}}
-}
-
-// Changed is ready when some endpoint's status is another.
-func (m *Monitor) Changed() <-chan struct{} { return m.news }
-
-func (m *Monitor) changed() {
-	select {
-	case m.news <- struct{}{}:
-	default:
-	}
 }
 
 // plan is a group's place in the order of what is to be done.
@@ -148,7 +137,7 @@ func (m *Monitor) Run(ctx context.Context) error {
 		now := time.Now()
 		groups, next := m.due(now)
 		for _, g := range groups {
-			check, due := m.advance(g, now)
+			check, due := g.advance(now)
 			for _, e := range due {
 				select {
 				case slots <- struct{}{}:
@@ -178,14 +167,6 @@ func (m *Monitor) Run(ctx context.Context) error {
 	}
 }
 
-func (m *Monitor) advance(g *Group, now time.Time) (*Check, []*Endpoint) {
-	check, due, changed := g.advance(now)
-	if changed {
-		m.changed()
-	}
-	return check, due
-}
-
 // check asks one endpoint once.
 func (m *Monitor) check(ctx context.Context, g *Group, e *Endpoint, c *Check) {
 	g.mu.Lock()
@@ -200,10 +181,7 @@ func (m *Monitor) check(ctx context.Context, g *Group, e *Endpoint, c *Check) {
 	}
 	wait := time.Duration((0.9 + 0.2*rand.Float64()) * float64(c.Interval))
 	before := e.Usable()
-	if !g.checked(e, c, began, time.Now(), wait, err) {
-		return
-	}
-	m.changed()
+	g.checked(e, c, began, time.Now(), wait, err)
 	if after := e.Usable(); before != after {
 		m.cfg.Log.Info("an endpoint's health has changed", "endpoint", target.Address, "usable", after, "detail", detailOf(0, err))
 	}
