@@ -28,6 +28,7 @@ const (
 	roomLocks      = "locks"
 	roomBoots      = "boots"
 	roomACME       = "acme-accounts"
+	roomTickets    = "ticket-keys"
 )
 
 // authority is what the cluster's replicas share: made once, by whichever

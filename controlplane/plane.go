@@ -62,6 +62,7 @@ type Plane struct {
 	cluster *cluster
 	keeper  *keys.Keeper
 	acme    *acme.Keeper
+	tickets *tickets
 	issuers *keys.Issuers
 	members *members
 	admin   *admin.Service
@@ -92,6 +93,10 @@ func New(ctx context.Context, cfg Config) (*Plane, error) {
 	if p.live, err = p.certify(); err != nil {
 		return nil, err
 	}
+	if p.tickets, err = openTickets(ctx, cfg.Store.Items(roomTickets), cfg.Log); err != nil {
+		return nil, err
+	}
+	p.tickets.told = p.welcome
 	p.members = newMembers(cfg.Store, shared.ca)
 	if err := p.members.read(ctx); err != nil {
 		return nil, fmt.Errorf("reading which nodes have joined: %w", err)
@@ -198,6 +203,7 @@ func (p *Plane) Close() error {
 	return p.bus.Close()
 }
 
+// welcome sets what nodes are told first, and tells those that are connected.
 func (p *Plane) welcome() error {
 	signer, err := p.shared.signing.Public()
 	if err != nil {
@@ -205,6 +211,7 @@ func (p *Plane) welcome() error {
 	}
 	return p.hub.SetWelcome(&controlv1.Welcome{
 		BusKeys: []*controlv1.BusKey{p.shared.busKey}, BusUrls: p.busURLs, SigningKeys: [][]byte{signer},
+		TicketKeys: p.tickets.keys(),
 	})
 }
 
@@ -260,7 +267,7 @@ func (p *Plane) Run(ctx context.Context) error {
 	}
 	for _, run := range []func(context.Context) error{
 		func(ctx context.Context) error { return p.members.Run(ctx, p.hub.Drop) },
-		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, p.acme.Run, renewer.Run, p.serveControl, p.serveAdmin,
+		p.mirror.Run, p.mirror.revocations.Run, p.hub.Run, p.cluster.Run, p.keeper.Run, p.acme.Run, p.tickets.Run, renewer.Run, p.serveControl, p.serveAdmin,
 	} {
 		tasks.Go(func() error { return run(ctx) })
 	}

@@ -36,6 +36,9 @@ func (p *Plane) committed(event store.Event, previousRevocation int64) {
 	if slices.Contains(event.Rooms, roomNodes) {
 		p.members.wake()
 	}
+	if slices.Contains(event.Rooms, roomTickets) {
+		trigger(p.tickets.changed)
+	}
 	p.wake(event)
 }
 
