@@ -106,6 +106,7 @@ func (r *report) global(c Checked, res *configv1.Resource) {
 		r.cycle(c, res)
 	case KindRoute:
 		r.hostnames(c, res.GetRoute())
+		r.subsets(c, res.GetRoute())
 		if complete {
 			r.closed(c, res.GetRoute())
 		}

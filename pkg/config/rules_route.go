@@ -210,6 +210,7 @@ func (r *report) backends(path string, backends []*configv1.Backend) {
 	for i, b := range backends {
 		names[i] = b.GetUpstream()
 		total += uint64(r.weight(path+"["+strconv.Itoa(i)+"].weight", b.Weight))
+		r.labels(path+"["+strconv.Itoa(i)+"].subset", b.GetSubset())
 	}
 	if total == 0 {
 		r.fail(path, "all have weight 0: expected at least one with more")
@@ -218,8 +219,8 @@ func (r *report) backends(path string, backends []*configv1.Backend) {
 		at := path + "[" + strconv.Itoa(i) + "].upstream"
 		if why := badName(name); why != "" {
 			r.fail(at, "%s", why)
-		} else if first := slices.Index(names, name); first < i {
-			r.fail(at, "%q repeats backends[%d]: expected each upstream once", name, first)
+		} else if first := slices.IndexFunc(backends, func(b *configv1.Backend) bool { return sameBackend(b, backends[i]) }); first < i {
+			r.fail(at, "%q repeats backends[%d]: expected each upstream once, or with another subset", name, first)
 		}
 	}
 }

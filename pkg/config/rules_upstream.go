@@ -27,7 +27,7 @@ func (r *report) upstream(u *configv1.Upstream) {
 	https := false
 	for i, e := range endpoints {
 		at := "spec.endpoints[" + strconv.Itoa(i) + "]"
-		if why := badOrigin(e.GetUrl()); why != "" {
+		if why := badEndpoint(e); why != "" {
 			r.fail(at+".url", "%s", why)
 		} else if first, ok := seen[e.GetUrl()]; ok {
 			r.fail(at+".url", "%q repeats endpoints[%d]: expected each once", e.GetUrl(), first)
@@ -46,6 +46,7 @@ func (r *report) upstream(u *configv1.Upstream) {
 	if u.GetShared() && r.key.Workspace != DefaultWorkspace {
 		r.fail("spec.shared", "has no effect in workspace %q: only those of %q are shared", r.key.Workspace, DefaultWorkspace)
 	}
+	r.upstreamBalance(u)
 	r.upstreamResilience(u)
 	r.duration("spec.timeouts.connect", u.GetTimeouts().GetConnect(), time.Millisecond, time.Minute)
 	r.duration("spec.timeouts.idle", u.GetTimeouts().GetIdle(), time.Second, time.Hour)
