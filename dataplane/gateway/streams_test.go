@@ -13,7 +13,8 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
-	"portcullis.dev/portcullis/dataplane/nethttp"
+	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/listen"
 	"portcullis.dev/portcullis/pkg/revocation"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
@@ -29,10 +30,10 @@ func (r *rig) serve() (addr string) {
 	if err != nil {
 		r.Fatal(err)
 	}
-	front := nethttp.New(nethttp.Config{Handle: r.g.Handle, Refuse: r.g.Refuse, Drain: patience})
+	front := http1.NewServer(http1.Config{Handle: r.g.Handle, Refuse: r.g.Refuse})
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan error, 2)
-	go func() { done <- front.Run(ctx, ln) }()
+	go func() { done <- listen.Run(ctx, ln, front, listen.Config{Drain: patience}) }()
 	go func() { done <- r.g.Run(ctx) }()
 	r.Cleanup(func() {
 		stop()
@@ -158,14 +159,13 @@ func TestStreamEndsWithAnOuterCredential(t *testing.T) {
 		e := request("GET", "a.test/")
 		e.Identity = exchange.Identity{Method: "api_key", Subject: "inner"}
 		e.Outer = []exchange.Identity{{Method: "jwt", Subject: "outer"}}
-		ctx, cancel := context.WithCancelCause(context.Background())
-		r.g.streams.watch(e, &flight{g: r.g, cancel: cancel}, &exchange.Response{Body: exchange.Body{Length: -1}})
+		var cause error
+		r.g.streams.watch(e, &flight{g: r.g}, &exchange.Response{Body: exchange.Body{Length: -1}, Interrupt: func(err error) { cause = err }})
 		kind := controlv1.RevocationKind_REVOCATION_KIND_SUBJECT
 		r.deps.Revocations.Add(revocation.Entry{Kind: kind, Key: revocation.KeyOf(kind, "", value), Before: started.Unix()})
 		r.g.sweep()
-		if got := context.Cause(ctx) != nil; got != want {
+		if got := errors.Is(cause, errRevoked); got != want {
 			t.Errorf("%s: ended %v", value, got)
 		}
-		cancel(nil)
 	}
 }

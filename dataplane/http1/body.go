@@ -69,8 +69,20 @@ func (b *body) trailer() exchange.Header {
 	return b.chunks.header()
 }
 
-// Close implements io.Closer. What is unread is the connection's business.
-func (b *body) Close() error { return nil }
+// Close ends reading, also a Read that waits in another goroutine: an upstream
+// that has answered early wants no more of the body. The connection ends then.
+func (b *body) Close() error {
+	if !b.mu.TryLock() {
+		b.ended.Store(true)
+		_ = b.conn.net.SetReadDeadline(past)
+		return nil
+	}
+	defer b.mu.Unlock()
+	if b.err == nil {
+		b.err = errEnded
+	}
+	return nil
+}
 
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (int, error) {
@@ -90,11 +102,14 @@ func (b *body) read(p []byte) (n int, err error) {
 	case len(p) == 0:
 		return 0, nil
 	case b.chunked:
-		n, b.err = b.readChunked(p)
+		n, err = b.readChunked(p)
 	default:
-		n, b.err = b.readLength(p)
+		n, err = b.readLength(p)
 	}
-	return n, b.err
+	if err != errEnded {
+		b.err = err
+	}
+	return n, err
 }
 
 func (b *body) readLength(p []byte) (n int, err error) {
@@ -154,6 +169,8 @@ func (b *body) wait(p []byte) (int, error) {
 	b.waited += time.Since(begun)
 	b.received += int64(n)
 	switch {
+	case err == errStopping:
+		return 0, errEnded
 	case err == io.EOF:
 		err = io.ErrUnexpectedEOF
 		fallthrough
@@ -186,12 +203,10 @@ func (b *body) long() bool {
 // at the next head, after what is left of the body has been dropped, if drain is
 // set.
 func (b *body) finish(drain bool) bool {
-	if !b.mu.TryLock() {
-		b.ended.Store(true)
-		_ = b.conn.net.SetReadDeadline(past)
-		b.mu.Lock()
-	}
+	_ = b.Close()
+	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.ended.Store(false)
 	if b.err == nil && drain {
 		b.drop()
 	}

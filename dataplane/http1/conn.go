@@ -117,12 +117,12 @@ func (c *conn) end() {
 		c.keep = false
 	}
 	c.mu.Unlock()
+	c.exchange.End()
 	if c.reading {
 		whole := c.body.finish(c.keep)
 		c.linger = c.linger || !whole
 		c.keep = c.keep && whole
 	}
-	c.exchange.End()
 	c.exchange.Reset()
 	if c.keep {
 		c.compact()
@@ -270,8 +270,8 @@ func (c *conn) read(p []byte, until time.Time, stop *atomic.Bool) (int, error) {
 			}
 			c.armed = until
 		}
-		// What has come is taken, so that nobody's request is lost.
-		if stop != nil && stop.Load() && (c.raw == nil || !readable(c.raw)) {
+		// A request that has come is taken, so that none is lost.
+		if stop != nil && stop.Load() && (stop != &c.server.draining || c.raw == nil || !readable(c.raw)) {
 			return 0, errStopping
 		}
 		n, err := c.net.Read(p)

@@ -135,7 +135,7 @@ func (c *conn) appendHead(b []byte, resp *exchange.Response, frame framing) []by
 		return append(b, "\r\n\r\n"...)
 	case frame == byChunks:
 		b = append(b, "Transfer-Encoding: chunked\r\n"...)
-	case frame == byLength, frame == noBody && resp.Body.Length > 0 && resp.Status != 204 && resp.Status != 304:
+	case frame == byLength, frame == noBody && resp.Body.Length >= 0 && resp.Status != 204 && resp.Status != 304:
 		b = append(b, "Content-Length: "...)
 		b = strconv.AppendInt(b, resp.Body.Length, 10)
 		b = append(b, '\r', '\n')
