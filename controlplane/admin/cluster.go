@@ -84,7 +84,8 @@ func certificateStatus(key config.Key, spec *configv1.ACME, current config.Check
 }
 
 // shown leaves out of the nodes' problems those that concern other workspaces'
-// resources, but never that there are some.
+// resources, but never that there are some, and out of their condition the
+// endpoints of other workspaces.
 func shown(nodes []*controlv1.NodeStatus, operator *adminv1.Operator) []*controlv1.NodeStatus {
 	if covers(operator, everyWorkspace) {
 		return nodes
@@ -99,6 +100,11 @@ func shown(nodes []*controlv1.NodeStatus, operator *adminv1.Operator) []*control
 		}
 		out[i] = proto.CloneOf(node)
 		out[i].Problems = problems
+		if c := out[i].Condition; c != nil {
+			// How many are out says something of others; which does more.
+			c.Endpoints = slices.DeleteFunc(c.Endpoints, func(e *controlv1.EndpointCondition) bool { return !covers(operator, e.Workspace) })
+			c.EndpointsOut = uint32(len(c.Endpoints))
+		}
 	}
 	return out
 }

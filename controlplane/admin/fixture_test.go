@@ -189,7 +189,10 @@ func (nodes) Nodes() []*controlv1.NodeStatus {
 	return []*controlv1.NodeStatus{{Name: "n1", Connected: true, Problems: []*controlv1.Problem{
 		{Resource: "Route other/secret-route", Path: "spec.backends[0]", Reason: "confidential"},
 		{Resource: "Route shop/mine", Reason: "wrong"},
-	}}}
+	}, Condition: &controlv1.Condition{EndpointsOut: 2, Endpoints: []*controlv1.EndpointCondition{
+		{Workspace: "other", Upstream: "secret-route", Detail: "confidential"},
+		{Workspace: "shop", Upstream: "mine", Detail: "status 503"},
+	}}}}
 }
 
 func (n nodes) AwaitConvergence(context.Context, config.Version) *adminv1.Convergence {

@@ -217,6 +217,8 @@ func (n *node) read(hello chan<- *controlv1.Hello) error {
 			if greeted && n.hub.cfg.KeyMissing != nil {
 				n.hub.cfg.KeyMissing(n.name, k.KeyMissing)
 			}
+		case *controlv1.FollowRequest_Condition:
+			n.hub.registry.condition(n, k.Condition)
 		}
 		if err != nil {
 			return status.Error(codes.InvalidArgument, err.Error())

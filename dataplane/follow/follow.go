@@ -227,6 +227,15 @@ func (f *Follower) KeyMissing(workspace, issuer string) {
 	f.outbox.keyMissing(workspace, issuer)
 }
 
+// Condition tells the control plane how the node is, when that is news, and each
+// control plane that is followed later. It never blocks; the newest is what is
+// sent. c belongs to the follower from then on.
+func (f *Follower) Condition(c *controlv1.Condition) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.outbox.tell(c)
+}
+
 // Bounds of how long a question after revocations may stay without effect until
 // it is asked again.
 const (

@@ -421,3 +421,55 @@ func TestConfigIsChecked(t *testing.T) {
 		t.Errorf("a broken signing key: %v", err)
 	}
 }
+
+// A control plane hears how the node is when that is news, and one that is
+// followed later hears it too.
+func TestConditionIsTold(t *testing.T) {
+	ill := func(detail string) *controlv1.Condition {
+		return &controlv1.Condition{EndpointsOut: 1, Endpoints: []*controlv1.EndpointCondition{{Upstream: "orders", Detail: detail}}}
+	}
+	var n *node
+	started := make(chan struct{})
+	done := make(chan struct{})
+	hears := func(k *talk) (*controlv1.Condition, error) {
+		for {
+			m, err := k.stream.Recv()
+			if err != nil || m.GetCondition() != nil {
+				return m.GetCondition(), err
+			}
+		}
+	}
+	s := &script{plays: []func(*talk) error{
+		func(k *talk) error {
+			<-started
+			n.Condition(&controlv1.Condition{})
+			n.Condition(ill("a"))
+			n.Condition(ill("b"))
+			n.Condition(ill("b"))
+			var last string
+			for last != "b" {
+				c, err := hears(k)
+				if err != nil {
+					return err
+				}
+				last = c.GetEndpoints()[0].GetDetail()
+			}
+			return errors.New("over")
+		},
+		func(k *talk) error {
+			defer close(done)
+			if c, err := hears(k); err != nil || c.GetEndpointsOut() != 1 {
+				t.Errorf("the next control plane hears %v, %v", c, err)
+			}
+			n.Condition(&controlv1.Condition{})
+			if c, err := hears(k); err != nil || c.GetEndpointsOut() != 0 {
+				t.Errorf("that it is well again: %v, %v", c, err)
+			}
+			return nil
+		},
+		idle,
+	}}
+	n = newNode(t, nil, s)
+	close(started)
+	n.run(t, done)
+}

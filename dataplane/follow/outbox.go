@@ -1,6 +1,10 @@
 package follow
 
-import controlv1 "portcullis.dev/portcullis/proto/control/v1"
+import (
+	"google.golang.org/protobuf/proto"
+
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
 
 // Bounds of what waits to be sent; what is beyond them is dropped, since the
 // other side asks again.
@@ -15,6 +19,9 @@ type outbox struct {
 	reports   []*controlv1.Report
 	decisions []*controlv1.Decision
 	missing   []*controlv1.KeyMissing
+	// condition is the newest; told says that this session has heard it.
+	condition *controlv1.Condition
+	told      bool
 	// lacks says that revocations are to be asked for.
 	lacks bool
 }
@@ -58,8 +65,21 @@ func (o *outbox) ask() {
 	o.wake()
 }
 
-// reset drops what was meant for a session that has ended.
-func (o *outbox) reset() { o.reports, o.decisions, o.lacks = nil, nil, false }
+// tell replaces the condition.
+func (o *outbox) tell(c *controlv1.Condition) {
+	if proto.Equal(o.condition, c) {
+		return
+	}
+	o.condition, o.told = c, false
+	o.wake()
+}
+
+// reset drops what was meant for a session that has ended. The next one takes a
+// node for well until it hears otherwise.
+func (o *outbox) reset() {
+	o.reports, o.decisions, o.lacks = nil, nil, false
+	o.told = proto.Size(o.condition) == 0
+}
 
 // take empties the outbox.
 func (o *outbox) take() []*controlv1.FollowRequest {
@@ -73,6 +93,9 @@ func (o *outbox) take() []*controlv1.FollowRequest {
 	for _, m := range o.missing {
 		out = append(out, &controlv1.FollowRequest{Kind: &controlv1.FollowRequest_KeyMissing{KeyMissing: m}})
 	}
-	o.reports, o.decisions, o.missing = nil, nil, nil
+	if !o.told && o.condition != nil {
+		out = append(out, &controlv1.FollowRequest{Kind: &controlv1.FollowRequest_Condition{Condition: o.condition}})
+	}
+	o.reports, o.decisions, o.missing, o.told = nil, nil, nil, true
 	return out
 }

@@ -47,6 +47,7 @@ func (c *cli) status() *cobra.Command {
 				row(w, "revocations", resp.Revocations)
 				fmt.Fprintln(w)
 				printNodes(w, resp.Nodes, resp.Revision)
+				printConditions(w, resp.Nodes, time.Now())
 				fmt.Fprintln(w)
 				row(w, "ISSUER", "ISS", "KEYS", "FETCHED", "PROBLEM")
 				for _, issuer := range resp.Issuers {
@@ -114,6 +115,7 @@ func (c *cli) nodes() *cobra.Command {
 			}
 			return c.print(cmd, resp, func(w io.Writer) error {
 				printNodes(w, resp.Nodes, resp.Revision)
+				printConditions(w, resp.Nodes, time.Now())
 				return nil
 			})
 		},
@@ -246,6 +248,9 @@ func (c *cli) printStatus(cmd *cobra.Command, resp *adminv1.StatusResponse) erro
 				problems = append(problems, problem{"resource": p.Resource, "path": p.Path, "reason": p.Reason})
 			}
 			one["rejected"] = map[string]any{"revision": node.Rejected.Revision, "problems": problems}
+		}
+		if node.Condition != nil {
+			one["condition"] = conditionJSON(node.Condition)
 		}
 		nodes = append(nodes, one)
 	}
