@@ -74,7 +74,7 @@ func issue(t testing.TB, ca *identity.CA, id identity.Identity, hosts ...string)
 	return identity.State{Key: key, Issued: issued}
 }
 
-func listen(t testing.TB) net.Listener {
+func socket(t testing.TB) net.Listener {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -87,7 +87,7 @@ func listen(t testing.TB) net.Listener {
 // nowhere is an address on which nobody listens.
 func nowhere(t testing.TB) string {
 	t.Helper()
-	ln := listen(t)
+	ln := socket(t)
 	_ = ln.Close()
 	return ln.Addr().String()
 }
@@ -97,7 +97,7 @@ func alone(t testing.TB) (*Node, *log) {
 	t.Helper()
 	access := &log{}
 	cfg := Config{
-		Name: "n1", DataDir: t.TempDir(), Control: []string{nowhere(t)}, Listener: listen(t), Metrics: listen(t),
+		Name: "n1", DataDir: t.TempDir(), Control: []string{nowhere(t)}, Listener: socket(t), Metrics: socket(t),
 		AccessLog: access, Drain: patience, Release: "test", Log: slog.New(slog.DiscardHandler),
 	}
 	state := issue(t, newCA(t), identity.Identity{Role: identity.Dataplane, Name: "n1"})
@@ -143,7 +143,7 @@ func apply(t testing.TB, n *Node, revision int64, text string) {
 		t.Fatal(err)
 	}
 	next := follow.Next{Version: config.Version{Epoch: 1, Revision: revision}, Checked: checked, Affected: config.Affected{All: true}}
-	if err := n.gateway.Apply(context.Background(), next); err != nil {
+	if err := (applier{n}).Apply(context.Background(), next); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -49,7 +49,7 @@ func newDesk(t *testing.T, refusal error) *desk {
 	}
 	server := grpc.NewServer(grpc.Creds(credentials.NewTLS(identity.ServerControl(live))))
 	controlv1.RegisterJoinServiceServer(server, d)
-	ln := listen(t)
+	ln := socket(t)
 	d.address = ln.Addr().String()
 	done := make(chan struct{})
 	go func() {

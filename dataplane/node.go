@@ -23,10 +23,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/dataplane/gateway"
 	"portcullis.dev/portcullis/dataplane/limit"
-	"portcullis.dev/portcullis/dataplane/nethttp"
+	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/listen"
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
 	"portcullis.dev/portcullis/dataplane/upstream"
@@ -52,8 +54,10 @@ type Config struct {
 	Control []string
 	// JoinToken lets the node into the cluster; only needed the first time.
 	JoinToken string
-	// Listener serves clients; Run closes it.
-	Listener net.Listener
+	// Listener serves clients as the socket named "http", Listeners as those of their
+	// names; one at least. Run closes them.
+	Listener  net.Listener
+	Listeners map[string]net.Listener
 	// Metrics serves /metrics, /readyz and /livez; may be nil.
 	Metrics net.Listener
 	// Bus overrides where the control plane says that the bus is.
@@ -88,7 +92,8 @@ type Node struct {
 	follower    *follow.Follower
 	wire        *wire
 	access      *telemetry.AccessLog
-	front       *nethttp.Server
+	front       *http1.Server
+	listeners   *listen.Listeners
 	settings    atomic.Pointer[frontSettings]
 	stale       atomic.Uint64
 	draining    atomic.Bool
@@ -97,7 +102,7 @@ type Node struct {
 // frontSettings are what the front end takes of a Gateway resource.
 type frontSettings struct {
 	of *configv1.Gateway
-	nethttp.Settings
+	admission.Settings
 }
 
 // New enters the cluster, if the node is not part of it yet, and starts what the
@@ -155,22 +160,21 @@ func (n *Node) assemble(ctx context.Context) error {
 			KeyMissing: n.keyMissing, ServedStale: n.servedStale,
 		},
 	})
+	if err := n.open(); err != nil {
+		return err
+	}
 	store, err := n.openStore()
 	if err != nil {
 		return err
 	}
 	n.follower, err = follow.New(ctx, follow.Config{
-		Addresses: n.cfg.Control, Dial: dialer(n.live), Release: n.cfg.Release, Boot: n.boot, Address: n.cfg.Listener.Addr().String(),
-		Applier: n.gateway, Credentials: n.credentials, Revocations: n.revocations, Freshness: n.freshness,
-		Decisions: n.decisions.Decision, Welcome: n.wire.welcome, Store: store, Logger: n.cfg.Log,
+		Addresses: n.cfg.Control, Dial: dialer(n.live), Release: n.cfg.Release, Boot: n.boot, Address: n.Address(),
+		Applier: applier{n}, Credentials: n.credentials, Revocations: n.revocations, Freshness: n.freshness,
+		Decisions: n.decisions.Decision, Welcome: n.welcome, Store: store, Logger: n.cfg.Log,
 	})
 	if err != nil {
 		return err
 	}
-	n.front = nethttp.New(nethttp.Config{
-		Handle: n.gateway.Handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings,
-		Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log,
-	})
 	return n.meter()
 }
 
@@ -188,7 +192,7 @@ func (n *Node) openStore() (*follow.Store, error) {
 }
 
 func upstreamTLS(spec *configv1.UpstreamTLS) (*tls.Config, error) {
-	return identity.Upstream(spec.Ca, spec.ServerName, spec.Certificate, spec.PrivateKey)
+	return identity.Upstream(spec.Ca, spec.ServerName, spec.Certificate, spec.PrivateKey, spec.Pins...)
 }
 
 func (n *Node) keyMissing(issuer string) {
@@ -198,12 +202,12 @@ func (n *Node) keyMissing(issuer string) {
 
 // frontSettings returns the live settings; it builds them when the Gateway
 // resource is another.
-func (n *Node) frontSettings() *nethttp.Settings {
+func (n *Node) frontSettings() *admission.Settings {
 	spec := n.gateway.Settings()
 	if have := n.settings.Load(); have != nil && have.of == spec {
 		return &have.Settings
 	}
-	next := &frontSettings{of: spec, Settings: nethttp.Settings{
+	next := &frontSettings{of: spec, Settings: admission.Settings{
 		MaxHeaderBytes: int(spec.GetLimits().GetMaxHeaderBytes()), MaxBodyBytes: int64(spec.GetLimits().GetMaxBodyBytes()),
 	}}
 	for _, text := range spec.GetTrustedProxies() {
@@ -238,7 +242,7 @@ func (n *Node) Ready() error {
 }
 
 // Address is where the node serves clients.
-func (n *Node) Address() string { return n.cfg.Listener.Addr().String() }
+func (n *Node) Address() string { return n.listeners.Address().String() }
 
 // Limits returns what the node's limiter has counted.
 func (n *Node) Limits() limit.Stats { return n.limiter.Stats() }
@@ -264,7 +268,7 @@ func (n *Node) Run(ctx context.Context) error {
 	defer cancel()
 	// A part that fails takes the node down in order.
 	defer context.AfterFunc(inner, cancel)()
-	err := n.front.Run(front, n.cfg.Listener)
+	err := n.listeners.Run(front)
 	n.limiter.Leave(time.Now())
 	stop()
 	err = errors.Join(err, parts.Wait())
@@ -275,7 +279,7 @@ func (n *Node) Run(ctx context.Context) error {
 	if lost := n.telemetry.Shutdown(last); lost != nil {
 		n.cfg.Log.Warn("telemetry that was queued is lost", "error", lost)
 	}
-	if errors.Is(err, nethttp.ErrCut) {
+	if errors.Is(err, listen.ErrCut) {
 		n.cfg.Log.Warn("the drain's deadline passed", "error", err)
 		err = nil
 	}

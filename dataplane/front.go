@@ -1,0 +1,79 @@
+package dataplane
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net"
+	"os"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/dataplane/follow"
+	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/listen"
+	controlv1 "portcullis.dev/portcullis/proto/control/v1"
+)
+
+// open makes the front ends and puts them behind the sockets.
+func (n *Node) open() (err error) {
+	n.front = http1.NewServer(http1.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
+	sockets := map[string]net.Listener{}
+	maps.Copy(sockets, n.cfg.Listeners)
+	if n.cfg.Listener != nil {
+		if sockets[listen.HTTP] != nil {
+			return fmt.Errorf("two listeners with the name %q", listen.HTTP)
+		}
+		sockets[listen.HTTP] = n.cfg.Listener
+	}
+	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
+	return err
+}
+
+// handle answers an exchange: that of an ACME authority before anybody is asked
+// who it is, since it has nothing to prove itself with.
+func (n *Node) handle(e *exchange.Exchange) *exchange.Response {
+	if answer := n.listeners.Challenge(e); answer != nil {
+		return answer
+	}
+	return n.gateway.Handle(e)
+}
+
+// applier makes a version live: what the gateway compiles and what the sockets
+// speak, both or neither.
+type applier struct{ node *Node }
+
+// Apply implements follow.Applier.
+func (a applier) Apply(ctx context.Context, next follow.Next) error {
+	n := a.node
+	before := n.listeners.Live()
+	if before != nil && !next.Affected.All && !next.Affected.Gateway && len(next.Affected.Certificates) == 0 {
+		return n.gateway.Apply(ctx, next)
+	}
+	settings, err := n.listeners.Compile(next.Checked, before)
+	if err != nil {
+		return err
+	}
+	if err := n.gateway.Apply(ctx, next); err != nil {
+		return err
+	}
+	n.listeners.Apply(settings)
+	return nil
+}
+
+// welcome hears what the control plane says to all nodes. It does not block.
+func (n *Node) welcome(m *controlv1.Welcome) {
+	n.wire.welcome(m)
+	if err := n.listeners.SetTicketKeys(m.GetTicketKeys()); err != nil {
+		n.cfg.Log.Error("session tickets are not shared with other nodes", "error", err)
+	}
+}
+
+// Sockets returns duplicates of the sockets that serve clients, by name, for a
+// process that takes over. The caller closes them.
+func (n *Node) Sockets() (map[string]*os.File, error) { return n.listeners.Files() }
+
+// listenerConditions returns how the sockets are.
+func (n *Node) listenerConditions() []*controlv1.ListenerCondition {
+	return n.listeners.Conditions(time.Now())
+}
