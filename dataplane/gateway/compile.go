@@ -72,7 +72,7 @@ func (s *stage) compile(affected config.Affected) {
 	for _, key := range affected.Upstreams {
 		s.upstreams[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
-			acquired, err := s.g.cfg.Pool.Acquire(resource.GetUpstream())
+			acquired, err := s.g.cfg.Pool.Acquire(key, resource.GetUpstream())
 			s.note(key, err)
 			s.upstreams[key] = acquired
 		}
@@ -210,8 +210,7 @@ func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 		if backend.Weight != nil {
 			weight = *backend.Weight
 		}
-		r.backends = append(r.backends, found)
-		r.names = append(r.names, backend.Upstream)
+		r.backends = append(r.backends, upstream.NewBackend(found, spec, backend))
 		weights = append(weights, weight)
 	}
 	r.picker = upstream.NewPicker(weights)

@@ -21,6 +21,8 @@ type flight struct {
 	g *Gateway
 	// end is finish as a func value, made once for the life of the flight.
 	end func(*exchange.Exchange)
+	// unwatch is forget as a func value.
+	unwatch func(*exchange.Exchange)
 
 	trace    telemetry.Decision
 	span     trace.Span
@@ -30,7 +32,6 @@ type flight struct {
 	reason   policy.Reason
 	upstream string
 	waited   time.Duration
-	cancel   context.CancelCauseFunc
 	stream   *stream
 }
 
@@ -99,12 +100,6 @@ func (f *flight) finish(e *exchange.Exchange) {
 	g := f.g
 	now := g.cfg.Policy.Now()
 	took := now.Sub(e.Received)
-	if f.cancel != nil {
-		f.cancel(nil)
-	}
-	if f.stream != nil {
-		g.streams.remove(f.stream)
-	}
 	counters := g.unrouted
 	if f.route != nil {
 		counters = f.route.counters
@@ -118,7 +113,7 @@ func (f *flight) finish(e *exchange.Exchange) {
 		f.log(e, traceID, took)
 	}
 	f.endSpan(e)
-	*f = flight{g: g, end: f.end}
+	*f = flight{g: g, end: f.end, unwatch: f.unwatch}
 	g.flights.Put(f)
 }
 

@@ -72,7 +72,7 @@ func New(cfg Config) *Gateway {
 	}
 	g.flights.New = func() any {
 		f := &flight{g: g}
-		f.end = f.finish
+		f.end, f.unwatch = f.finish, f.forget
 		return f
 	}
 	g.logs.Store(true)
@@ -177,13 +177,12 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	if at < 0 {
 		return f.refuse(e, &policy.Denial{Reason: policy.UpstreamUnavailable, Note: "no backend has a weight"})
 	}
-	f.upstream = r.names[at]
+	backend := r.backends[at]
+	f.upstream = backend.Name
 	addIdentity(e)
 	f.propagate(e)
-	ctx, cancel := context.WithCancelCause(f.context(e))
-	f.cancel = cancel
 	started := f.g.cfg.Policy.Now()
-	resp, err := r.backends[at].Do(ctx, &e.Request, e.Received.Add(r.timeout))
+	resp, err := backend.Do(e, f.context(e), e.Received.Add(r.timeout))
 	f.waited = f.g.cfg.Policy.Now().Sub(started)
 	if err != nil {
 		return f.refuse(e, denialOf(err))

@@ -31,9 +31,7 @@ type Route struct {
 	// pattern is the first path pattern, for the http.route attribute.
 	pattern  string
 	pipeline *policy.Pipeline
-	backends []*upstream.Upstream
-	// names are the backends' upstreams, for the record.
-	names    []string
+	backends []*upstream.Backend
 	picker   *upstream.Picker
 	timeout  time.Duration
 	counters *telemetry.RouteCounters

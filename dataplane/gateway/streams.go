@@ -1,7 +1,6 @@
 package gateway
 
 import (
-	"context"
 	"errors"
 	"sync"
 	"time"
@@ -31,16 +30,17 @@ type stream struct {
 	workspace string
 	// subjects are whom each level let in: the stream needs all of them.
 	subjects []revocation.Subject
-	cancel   context.CancelCauseFunc
+	// interrupt ends the answer; it may be called until the stream is removed.
+	interrupt func(cause error)
 }
 
 // watch notes an answer that may outlive a revocation.
 func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response) {
 	id := &e.Identity
-	if id.Method == "" || resp.Upgrade == nil && resp.Body.Length >= 0 {
+	if id.Method == "" || resp.Interrupt == nil || resp.Upgrade == nil && resp.Body.Length >= 0 {
 		return
 	}
-	f.stream = &stream{workspace: e.Route.Workspace, subjects: []revocation.Subject{subjectOf(id)}, cancel: f.cancel}
+	f.stream = &stream{workspace: e.Route.Workspace, subjects: []revocation.Subject{subjectOf(id)}, interrupt: resp.Interrupt}
 	for i := range e.Outer {
 		f.stream.subjects = append(f.stream.subjects, subjectOf(&e.Outer[i]))
 	}
@@ -50,6 +50,15 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 		s.open = map[*stream]struct{}{}
 	}
 	s.open[f.stream] = struct{}{}
+	// Done runs last first: the stream is off the list before the upstream's
+	// connection, which interrupt ends, is another's.
+	e.Done = append(e.Done, f.unwatch)
+}
+
+// forget takes the exchange's stream off the list.
+func (f *flight) forget(*exchange.Exchange) {
+	f.g.streams.remove(f.stream)
+	f.stream = nil
 }
 
 func subjectOf(id *exchange.Identity) revocation.Subject {
@@ -82,7 +91,7 @@ func (g *Gateway) sweep() {
 		for i := range one.subjects {
 			subject := &one.subjects[i]
 			if _, revoked := g.cfg.Policy.Revocations.Revoked(subject); revoked || g.disabled(one.workspace, subject.Client) {
-				one.cancel(errRevoked)
+				one.interrupt(errRevoked)
 				delete(s.open, one)
 				break
 			}

@@ -127,6 +127,10 @@ func (c *ClientConn) Do(call Call) (*exchange.Response, error) {
 	c.begin(call)
 	resp, err := c.do()
 	if err != nil {
+		// What else failed when the client left failed for that.
+		if cause := context.Cause(call.Context); cause != nil {
+			err = fmt.Errorf("ask upstream: %w", cause)
+		}
 		c.broken = true
 		c.Finish()
 		return nil, err

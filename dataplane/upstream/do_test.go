@@ -11,10 +11,12 @@ import (
 	"net/http/httptest"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
@@ -55,22 +57,35 @@ func backend(t *testing.T, until, answer string) (url string, seen <-chan string
 	return "http://" + ln.Addr().String(), heads
 }
 
-func acquire(t *testing.T, urls ...string) *Upstream {
+var key = config.Key{Kind: config.KindUpstream, Workspace: "default", Name: "up"}
+
+func acquire(t *testing.T, urls ...string) *Backend {
 	t.Helper()
 	spec := &configv1.Upstream{}
 	for _, u := range urls {
 		spec.Endpoints = append(spec.Endpoints, &configv1.Endpoint{Url: u})
 	}
-	u, err := NewPool(Config{}).Acquire(spec)
+	u, err := NewPool(Config{}).Acquire(key, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(u.Release)
-	return u
+	return backendOf(u)
 }
 
-func get(path string) *exchange.Request {
-	return &exchange.Request{Method: "GET", Path: path, Host: "api.example.com", Authority: "api.example.com"}
+func backendOf(u *Upstream) *Backend {
+	return NewBackend(u, &configv1.Route{}, &configv1.Backend{Upstream: "up"})
+}
+
+func get(path string) *exchange.Exchange {
+	return &exchange.Exchange{Context: context.Background(), Request: exchange.Request{Method: "GET", Path: path, Host: "api.example.com", Authority: "api.example.com"}}
+}
+
+// do sends an exchange that ends with the test at the latest.
+func do(t *testing.T, b *Backend, e *exchange.Exchange, deadline time.Time) (*exchange.Response, error) {
+	t.Helper()
+	t.Cleanup(e.End)
+	return b.Do(e, e.Context, deadline)
 }
 
 func soon() time.Time { return time.Now().Add(patience) }
@@ -78,16 +93,16 @@ func soon() time.Time { return time.Now().Add(patience) }
 func TestTheRequestGoesOutAsItStands(t *testing.T) {
 	url, seen := backend(t, "\r\n\r\n", "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Hop\r\nX-Hop: 1\r\nKeep-Alive: x\r\nX-End: 1\r\nContent-Length: 2\r\n\r\nok")
 	r := get("/a%20b/%25x/[")
-	r.Query = "q=%2f+1&q"
-	r.Authority = "api.example.com:8080"
-	r.Header = exchange.HeaderOf(exchange.Field{Name: "X-A", Value: "1"}, exchange.Field{Name: "x-a", Value: "2"},
+	r.Request.Query = "q=%2f+1&q"
+	r.Request.Authority = "api.example.com:8080"
+	r.Request.Header = exchange.HeaderOf(exchange.Field{Name: "X-A", Value: "1"}, exchange.Field{Name: "x-a", Value: "2"},
 		exchange.Field{Name: "Connection", Value: "X-A"}, exchange.Field{Name: "Transfer-Encoding", Value: "chunked"}, exchange.Field{Name: "Host", Value: "evil"})
-	resp, err := acquire(t, url).Do(t.Context(), r, soon())
+	resp, err := do(t, acquire(t, url), r, soon())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer resp.Body.Reader.Close()
-	if got, want := <-seen, "GET /a%20b/%25x/[?q=%2f+1&q HTTP/1.1\r\nHost: api.example.com:8080\r\nX-A: 1\r\nX-A: 2\r\n\r\n"; got != want {
+	if got, want := <-seen, "GET /a%20b/%25x/[?q=%2f+1&q HTTP/1.1\r\nHost: api.example.com:8080\r\nX-A: 1\r\nx-a: 2\r\n\r\n"; got != want {
 		t.Errorf("upstream saw\n%q, want\n%q", got, want)
 	}
 	if got := resp.Header.Fields(); !slices.Equal(got, []exchange.Field{{Name: "X-End", Value: "1"}}) || resp.Status != 200 || resp.Body.Length != 2 {
@@ -108,9 +123,9 @@ func TestBodiesStreamWithTheirLength(t *testing.T) {
 	} {
 		url, seen := backend(t, c.until, "HTTP/1.1 204 No Content\r\n\r\n")
 		r := get("/")
-		r.Method = "POST"
-		r.Body = exchange.Body{Reader: io.NopCloser(strings.NewReader("hello")), Length: c.length}
-		resp, err := acquire(t, url).Do(t.Context(), r, soon())
+		r.Request.Method = "POST"
+		r.Request.Body = exchange.Body{Reader: io.NopCloser(strings.NewReader("hello")), Length: c.length}
+		resp, err := do(t, acquire(t, url), r, soon())
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +140,7 @@ func TestBodiesStreamWithTheirLength(t *testing.T) {
 
 func TestTrailersFollowTheBody(t *testing.T) {
 	url, _ := backend(t, "\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 7\r\n\r\n")
-	resp, err := acquire(t, url).Do(t.Context(), get("/"), soon())
+	resp, err := do(t, acquire(t, url), get("/"), soon())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,22 +186,23 @@ func TestErrorsSayWhoFailed(t *testing.T) {
 			defer cancel(nil)
 			r := get("/")
 			if c.body != nil {
-				r.Method, r.Body = "POST", exchange.Body{Reader: brokenBody{c.body}, Length: -1}
+				r.Request.Method, r.Request.Body = "POST", exchange.Body{Reader: brokenBody{c.body}, Length: -1}
 			}
 			if c.cancel != nil {
 				cancel(c.cancel)
 			}
-			resp, err := acquire(t, c.url).Do(ctx, r, time.Now().Add(c.timeout))
+			r.Context = ctx
+			resp, err := do(t, acquire(t, c.url), r, time.Now().Add(c.timeout))
 			if !errors.Is(err, c.want) || resp != nil {
 				t.Errorf("got %v, want %v", err, c.want)
 			}
 		})
 	}
-	none, err := NewPool(Config{}).Acquire(&configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: closed, Weight: new(uint32)}}})
+	none, err := NewPool(Config{}).Acquire(key, &configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: closed, Weight: new(uint32)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := none.Do(t.Context(), get("/"), soon()); !errors.Is(err, ErrUnavailable) {
+	if _, err := do(t, backendOf(none), get("/"), soon()); !errors.Is(err, ErrUnavailable) {
 		t.Error("all weights 0:", err)
 	}
 }
@@ -206,29 +222,43 @@ func TestAnotherEndpointIsDialledWhenOneIsClosed(t *testing.T) {
 	u := acquire(t, closedPort(t), url)
 	for range 6 {
 		r := get("/")
-		r.Method, r.Body = "POST", exchange.Body{Reader: io.NopCloser(strings.NewReader("body")), Length: 4}
-		if resp, err := u.Do(t.Context(), r, soon()); err != nil || resp.Status != 204 {
+		r.Request.Method, r.Request.Body = "POST", exchange.Body{Reader: io.NopCloser(strings.NewReader("body")), Length: 4}
+		if resp, err := do(t, u, r, soon()); err != nil || resp.Status != 204 {
 			t.Fatal(resp, err)
 		}
 	}
 }
 
-func TestAnAnswersBodyEndsWithTheContext(t *testing.T) {
-	ctx, cancel := context.WithCancelCause(t.Context())
+func TestAnAnswersBodyEndsWithTheContextAndWithAnInterruption(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	}))
 	defer srv.Close()
-	resp, err := acquire(t, srv.URL).Do(ctx, get("/"), soon())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Reader.Close()
 	revoked := errors.New("revoked")
-	cancel(revoked)
-	if _, err := resp.Body.Reader.Read(make([]byte, 1)); !errors.Is(err, revoked) {
-		t.Error(err)
+	for _, byContext := range []bool{true, false} {
+		ctx, cancel := context.WithCancelCause(t.Context())
+		e := get("/")
+		e.Context = ctx
+		b := acquire(t, srv.URL)
+		resp, err := do(t, b, e, soon())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if byContext {
+			cancel(revoked)
+		} else {
+			resp.Interrupt(revoked)
+		}
+		if _, err := resp.Body.Reader.Read(make([]byte, 1)); !errors.Is(err, revoked) {
+			t.Error(err)
+		}
+		resp.Body.Reader.Close()
+		e.End()
+		if n := b.upstream.endpoints[0].state.InFlight(); n != 0 {
+			t.Errorf("%d are still in flight", n)
+		}
+		cancel(nil)
 	}
 }
 
@@ -236,16 +266,16 @@ func TestTLSIsConfiguredByTheCaller(t *testing.T) {
 	srv := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(204) }))
 	defer srv.Close()
 	spec := &configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: srv.URL}}}
-	if _, err := NewPool(Config{}).Acquire(spec); err == nil {
+	if _, err := NewPool(Config{}).Acquire(key, spec); err == nil {
 		t.Error("https without a TLS configuration")
 	}
 	refused := NewPool(Config{TLS: func(*configv1.UpstreamTLS) (*tls.Config, error) { return &tls.Config{}, nil }})
-	u, err := refused.Acquire(spec)
+	u, err := refused.Acquire(key, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer u.Release()
-	if _, err := u.Do(t.Context(), get("/"), soon()); !errors.Is(err, ErrUnavailable) {
+	if _, err := do(t, backendOf(u), get("/"), soon()); !errors.Is(err, ErrUnavailable) {
 		t.Error("an unknown authority was trusted:", err)
 	}
 	trusted := srv.Client().Transport.(*http.Transport).TLSClientConfig
@@ -255,25 +285,30 @@ func TestTLSIsConfiguredByTheCaller(t *testing.T) {
 		}
 		return trusted.Clone(), nil
 	}})
-	u, err = p.Acquire(spec)
+	u, err = p.Acquire(key, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer u.Release()
-	if resp, err := u.Do(t.Context(), get("/"), soon()); err != nil || resp.Status != 204 {
+	if resp, err := do(t, backendOf(u), get("/"), soon()); err != nil || resp.Status != 204 {
 		t.Error(resp, err)
 	}
 }
 
 func TestConnectionsOutliveSnapshots(t *testing.T) {
+	var mu sync.Mutex
 	conns := map[string]bool{}
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { conns[r.RemoteAddr] = true }))
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		conns[r.RemoteAddr] = true
+	}))
 	defer srv.Close()
 	p := NewPool(Config{})
 	spec := &configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: srv.URL}, {Url: "http://unused.invalid", Weight: new(uint32)}}}
 	var before *Upstream
 	for range 4 {
-		u, err := p.Acquire(spec)
+		u, err := p.Acquire(key, spec)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -281,31 +316,38 @@ func TestConnectionsOutliveSnapshots(t *testing.T) {
 			before.Release()
 			before.Release()
 		}
-		if resp, err := u.Do(t.Context(), get("/"), soon()); err != nil || resp.Status != 200 {
+		e := get("/")
+		if resp, err := backendOf(u).Do(e, e.Context, soon()); err != nil || resp.Status != 200 {
 			t.Fatal(err)
 		}
+		e.End()
 		spec.Endpoints = spec.Endpoints[:1]
 		before = u
 	}
-	if len(conns) != 1 || len(p.transports) != 1 {
-		t.Errorf("%d connections, %d transports", len(conns), len(p.transports))
+	if len(conns) != 1 || len(p.endpoints) != 1 || p.Users() != 1 {
+		t.Errorf("%d connections, %d endpoints, %d users", len(conns), len(p.endpoints), p.Users())
 	}
+	other, err := p.Acquire(config.Key{Kind: config.KindUpstream, Workspace: "b", Name: "up"}, spec)
+	if err != nil || len(p.endpoints) != 2 {
+		t.Error("two upstreams share an endpoint:", err)
+	}
+	other.Release()
 	p.Close()
-	if before.Release(); len(p.transports) != 0 {
-		t.Error("a transport without users is kept")
+	if before.Release(); len(p.endpoints) != 0 || p.Users() != 0 {
+		t.Error("an endpoint without users is kept")
 	}
 }
 
 func TestEndpointsAreSchemeHostAndPort(t *testing.T) {
 	for _, url := range []string{"", "a:80", "ftp://a", "http://", "http://a/x", "http://u@a", "http://a?x", "http://a#x", "http://a?", "://", "http:a"} {
-		if _, err := NewPool(Config{}).Acquire(&configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: url}}}); err == nil {
+		if _, err := NewPool(Config{}).Acquire(key, &configv1.Upstream{Endpoints: []*configv1.Endpoint{{Url: url}}}); err == nil {
 			t.Errorf("%q is accepted", url)
 		}
 	}
 }
 
 func TestUpgradeCarriesBytesBothWays(t *testing.T) {
-	for _, end := range []string{"client", "context", "unused"} {
+	for _, end := range []string{"client", "context", "interrupt", "unused"} {
 		t.Run(end, func(t *testing.T) {
 			ended := make(chan struct{})
 			srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -327,14 +369,15 @@ func TestUpgradeCarriesBytesBothWays(t *testing.T) {
 			ctx, cancel := context.WithCancelCause(t.Context())
 			defer cancel(nil)
 			r := get("/ws")
-			r.Upgrade = "websocket"
-			resp, err := acquire(t, srv.URL).Do(ctx, r, soon())
+			r.Request.Upgrade = "websocket"
+			r.Context = ctx
+			resp, err := do(t, acquire(t, srv.URL), r, soon())
 			if err != nil || resp.Upgrade == nil || resp.Header.Get("Sec-WebSocket-Accept") != "x" {
 				t.Fatal(resp, err)
 			}
 			revoked := errors.New("revoked")
 			if end == "unused" {
-				cancel(revoked)
+				r.End()
 				<-ended
 				return
 			}
@@ -346,12 +389,15 @@ func TestUpgradeCarriesBytesBothWays(t *testing.T) {
 			if _, err := io.ReadFull(near, got); err != nil || string(got) != "hello echo" {
 				t.Errorf("got %q, %v", got, err)
 			}
-			if end == "context" {
+			switch end {
+			case "context":
 				cancel(revoked)
-			} else {
+			case "interrupt":
+				resp.Interrupt(revoked)
+			default:
 				near.Close()
 			}
-			if err := <-result; (end == "context") != errors.Is(err, revoked) {
+			if err := <-result; (end != "client") != errors.Is(err, revoked) {
 				t.Error(err)
 			}
 			<-ended
