@@ -296,3 +296,33 @@ func (r *raw) alive() {
 		r.t.Errorf("the connection has ended: %+v", o)
 	}
 }
+
+func newEncoder(to *bytes.Buffer) *hpack.Encoder { return hpack.NewEncoder(to) }
+
+// spoken is a connection on which the client has said everything already.
+type spoken struct {
+	net.Conn
+	said *bytes.Reader
+	once sync.Once
+}
+
+func (s *spoken) Read(p []byte) (int, error)       { return s.said.Read(p) }
+func (s *spoken) Write(p []byte) (int, error)      { return len(p), nil }
+func (s *spoken) Close() error                     { return nil }
+func (s *spoken) SetReadDeadline(time.Time) error  { return nil }
+func (s *spoken) SetWriteDeadline(time.Time) error { return nil }
+
+// serveBytes serves what a client says and asserts that the connection ends.
+func serveBytes(t *testing.T, server *Server, said []byte) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		server.Serve(&spoken{said: bytes.NewReader(said)}, &admission.Conn{}, nil)
+	}()
+	select {
+	case <-done:
+	case <-time.After(patience):
+		t.Fatal("the connection does not end")
+	}
+	<-server.Empty()
+}
