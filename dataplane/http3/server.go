@@ -1,0 +1,177 @@
+// Package http3 is the HTTP/3 front end (RFC 9114), on quic-go: it turns its
+// requests into an exchange.Exchange and the handler's exchange.Response into its
+// answers. It owns the QUIC connections to clients and refuses what could be read
+// in two ways. It knows nothing of routes and policies, and writes no refusal of
+// its own: it asks Config.Refuse for them.
+package http3
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+	quichttp3 "github.com/quic-go/quic-go/http3"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// Config of a Server.
+type Config struct {
+	// Handle answers an exchange; never nil. It is called on one goroutine per
+	// request. The exchange and its strings hold until Done has run.
+	Handle func(*exchange.Exchange) *exchange.Response
+	// Refuse renders the front end's own refusals: see package admission.
+	Refuse func(e *exchange.Exchange, reason string, status int) *exchange.Response
+	// Settings returns the live settings; nil means the zero Settings.
+	Settings func() *admission.Settings
+
+	// BodyTimeout bounds the wait for more of a request's body; 0 means 30s.
+	BodyTimeout time.Duration
+	// WriteTimeout bounds the wait for the client to take one write; 0 means 60s.
+	WriteTimeout time.Duration
+	// IdleTimeout bounds the wait for the next request; 0 means 2m.
+	IdleTimeout time.Duration
+	// Drain bounds the wait for requests in flight once Run is to end; 0 means 30s.
+	Drain time.Duration
+	// Log gets what cannot be said to the client; nil discards it.
+	Log *slog.Logger
+}
+
+// Socket is one UDP socket to serve.
+type Socket struct {
+	// Conn is closed by Run.
+	Conn net.PacketConn
+	// TLS must have a certificate; its NextProtos are replaced. TLS 1.3 is what QUIC
+	// has.
+	TLS *tls.Config
+	// SNIDecides: see admission.Conn.
+	SNIDecides bool
+}
+
+const (
+	// maxStreams bounds the requests in flight on one connection.
+	maxStreams = 128
+	// handshakeTimeout bounds a handshake without progress.
+	handshakeTimeout = 10 * time.Second
+)
+
+// Server serves sockets. Make one with New; Run may be called several times, also
+// at once.
+type Server struct {
+	config    Config
+	exchanges sync.Pool
+	buffers   sync.Pool
+	work      work
+}
+
+// New makes a server.
+func New(c Config) *Server {
+	if c.Settings == nil {
+		zero := &admission.Settings{}
+		c.Settings = func() *admission.Settings { return zero }
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		of   *time.Duration
+		zero time.Duration
+	}{{&c.BodyTimeout, 30 * time.Second}, {&c.WriteTimeout, time.Minute}, {&c.IdleTimeout, 2 * time.Minute}, {&c.Drain, 30 * time.Second}} {
+		if *d.of <= 0 {
+			*d.of = d.zero
+		}
+	}
+	s := &Server{config: c}
+	s.exchanges.New = func() any { return new(exchange.Exchange) }
+	s.buffers.New = func() any { return new([copyBuffer]byte) }
+	return s
+}
+
+// InFlight returns how many requests are being served.
+func (s *Server) InFlight() int { return s.work.count() }
+
+// ErrCut is wrapped by Run's error when requests had to be cut at the end of the
+// drain.
+var ErrCut = errors.New("requests in flight were cut")
+
+type connKey struct{}
+
+// Run serves the socket until ctx ends; then it says goodbye (GOAWAY), finishes
+// the requests in flight and closes the socket. Connections that a client keeps
+// open without a request are closed at the end of the drain.
+func (s *Server) Run(ctx context.Context, socket Socket) error {
+	transport := &quic.Transport{Conn: socket.Conn}
+	// No 0-RTT: who records it can send it once more (RFC 8446, 8).
+	listener, err := transport.Listen(quichttp3.ConfigureTLSConfig(socket.TLS), &quic.Config{
+		MaxIncomingStreams: maxStreams,
+		// Three of a client's own and those of QPACK.
+		MaxIncomingUniStreams: 8,
+		MaxIdleTimeout:        s.config.IdleTimeout,
+		HandshakeIdleTimeout:  handshakeTimeout,
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve QUIC on %v: %w", socket.Conn.LocalAddr(), err), transport.Close(), socket.Conn.Close())
+	}
+	server := &quichttp3.Server{
+		Handler: http.HandlerFunc(s.serve),
+		// The limit of the live settings is held by serve, which answers.
+		MaxHeaderBytes: 2 << 20,
+		IdleTimeout:    s.config.IdleTimeout,
+		ConnContext: func(ctx context.Context, c *quic.Conn) context.Context {
+			return context.WithValue(ctx, connKey{}, &client{conn: c, sniDecides: socket.SNIDecides})
+		},
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.ServeListener(listener) }()
+	select {
+	case err = <-served:
+		err = fmt.Errorf("serve QUIC on %v: %w", socket.Conn.LocalAddr(), err)
+	case <-ctx.Done():
+		err = s.drain(server)
+		<-served
+	}
+	return errors.Join(err, server.Close(), listener.Close(), transport.Close(), closed(socket.Conn))
+}
+
+// drain waits for the requests in flight. Idle connections need no waiting for.
+func (s *Server) drain(server *quichttp3.Server) error {
+	late, cancel := context.WithTimeout(context.Background(), s.config.Drain)
+	defer cancel()
+	finished := make(chan struct{})
+	go func() {
+		defer close(finished)
+		_ = server.Shutdown(late)
+	}()
+	// Shutdown also waits for clients to hang up, which they need not do.
+	select {
+	case <-s.work.done():
+	case <-late.Done():
+	}
+	left := s.work.count()
+	cancel()
+	<-finished
+	if left > 0 {
+		return fmt.Errorf("%w: %d", ErrCut, left)
+	}
+	return nil
+}
+
+// closed closes the socket, which the transport may have done.
+func closed(c net.PacketConn) error {
+	if err := c.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// AltSvc returns the value of the Alt-Svc field (RFC 7838) that offers HTTP/3 on
+// the UDP port.
+func AltSvc(port int) string { return fmt.Sprintf(`h3=":%d"; ma=86400`, port) }
