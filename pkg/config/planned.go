@@ -7,10 +7,7 @@ import "google.golang.org/protobuf/reflect/protoreflect"
 func planned() []protoreflect.FullName {
 	const v1 = "portcullis.config.v1."
 	return []protoreflect.FullName{
-		v1 + "Resource.certificate",
-		v1 + "Resource.issued_certificate",
 		v1 + "Certificate.acme",
-		v1 + "Gateway.listeners",
 		v1 + "Listener.http3",
 		v1 + "Route.retries",
 		v1 + "Route.hedging",
@@ -22,7 +19,6 @@ func planned() []protoreflect.FullName {
 		v1 + "Backend.subset",
 		v1 + "Endpoint.resolve",
 		v1 + "Endpoint.zone",
-		v1 + "UpstreamTLS.pins",
 		v1 + "Upstream.protocol",
 		v1 + "Upstream.balance",
 		v1 + "Upstream.health_check",
