@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"portcullis.dev/portcullis/dataplane/limit"
+	"portcullis.dev/portcullis/loadtest/bucket"
 	"portcullis.dev/portcullis/pkg/bus"
 	busv1 "portcullis.dev/portcullis/proto/bus/v1"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -54,7 +55,7 @@ type limitNode struct {
 	bus     bus.Bus
 	// weight is the part of the load that comes here.
 	weight float64
-	seen   []attempt
+	seen   []bucket.Attempt
 }
 
 func measureLimits(ctx context.Context, nodes int, skew float64) (readings []reading, err error) {
@@ -86,13 +87,13 @@ func measureLimits(ctx context.Context, nodes int, skew float64) (readings []rea
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	all := make([][]attempt, nodes)
+	all := make([][]bucket.Attempt, nodes)
 	for i, m := range members {
 		all[i] = m.seen
 	}
-	v := worstSecond(merge(all), limitRate, limitBurst, limitWarm)
-	note := fmt.Sprintf("R %g/s, B %g, %.0f s after %.0f s; %d of %d admitted", limitRate, limitBurst, limitSpan.Seconds(), limitWarm.Seconds(), v.admitted, v.offered)
-	return []reading{{v.worst, note}, {v.ofAllowed, ""}}, nil
+	v := bucket.Judge(bucket.Merge(all), limitRate, limitBurst, limitWarm)
+	note := fmt.Sprintf("R %g/s, B %g, %.0f s after %.0f s; %d of %d admitted", limitRate, limitBurst, limitSpan.Seconds(), limitWarm.Seconds(), v.Admitted, v.Offered)
+	return []reading{{v.Worst, note}, {v.OfAllowed, ""}}, nil
 }
 
 // joinLimits wires a limiter to the bus as dataplane does.
@@ -140,12 +141,12 @@ func (m *limitNode) offer(ctx context.Context, start time.Time, seed uint64) {
 	mean := float64(time.Second) / (m.weight * limitOffered * limitRate)
 	key := limit.KeyOf("bench", "limits")
 	rate := limit.Rate{PerSecond: limitRate, Burst: limitBurst, ID: 1}
-	m.seen = make([]attempt, 0, int(1.2*(limitWarm+limitSpan).Seconds()*m.weight*limitOffered*limitRate)+1000)
+	m.seen = make([]bucket.Attempt, 0, int(1.2*(limitWarm+limitSpan).Seconds()*m.weight*limitOffered*limitRate)+1000)
 	for due := time.Duration(0); due < limitWarm+limitSpan && ctx.Err() == nil; due += time.Duration(random.ExpFloat64() * mean) {
 		if wait := due - time.Since(start); wait > 0 {
 			time.Sleep(wait)
 		}
 		now := time.Now()
-		m.seen = append(m.seen, attempt{now.Sub(start), m.limiter.Spend(key, rate, 1, now).Granted})
+		m.seen = append(m.seen, bucket.Attempt{At: now.Sub(start), Admitted: m.limiter.Spend(key, rate, 1, now).Granted})
 	}
 }
