@@ -232,6 +232,7 @@ func TestRefusals(t *testing.T) {
 		}, nil},
 		{"declared too large", 413, 0, func(r *http.Request) { r.Method = "POST" }, bytes.NewReader(big)},
 		{"undeclared too large", 413, 1, func(r *http.Request) { r.Method = "POST" }, io.MultiReader(bytes.NewReader(big))},
+		{"a GET with a body", 413, 1, func(*http.Request) {}, io.MultiReader(bytes.NewReader(big))},
 		{"panic", 500, 1, func(r *http.Request) { r.URL.Path = "/panic" }, nil},
 	} {
 		mu.Lock()
@@ -300,8 +301,9 @@ func TestDrainFinishesWhatIsInFlight(t *testing.T) {
 	}}, false)
 	answers := make(chan string, 1)
 	go func() {
-		_, body := r.do(request(t, "GET", "https://api.example/", nil))
-		answers <- body
+		body := ""
+		defer func() { answers <- body }()
+		_, body = r.do(request(t, "GET", "https://api.example/", nil))
 	}()
 	<-began
 	r.stop()

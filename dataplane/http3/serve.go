@@ -122,6 +122,9 @@ func (s *Server) read(w http.ResponseWriter, e *exchange.Exchange, r *http.Reque
 	}
 	if r.ContentLength != 0 {
 		b := &body{from: r.Body, control: http.NewResponseController(w), timeout: s.config.BodyTimeout, limit: settings.BodyLimit(), declared: r.ContentLength}
+		if r.ContentLength < 0 && !expectsBody(r.Method) && b.empty() {
+			return nil
+		}
 		req.Body = exchange.Body{Reader: b, Length: r.ContentLength, Trailer: func() exchange.Header { return trailerOf(r.Trailer) }}
 	}
 	return nil
@@ -130,6 +133,16 @@ func (s *Server) read(w http.ResponseWriter, e *exchange.Exchange, r *http.Reque
 // validMethod: as HTTP/1.1 has it, upper-case letters and '-'.
 func validMethod(method string) bool {
 	return method != "" && len(method) <= 32 && strings.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ-") == ""
+}
+
+// expectsBody says whether a request of the method has a body as a rule
+// (RFC 9110, 9.3).
+func expectsBody(method string) bool {
+	switch method {
+	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodDelete:
+		return false
+	}
+	return true
 }
 
 func (s *Server) fields(req *exchange.Request, from http.Header, settings *admission.Settings) *admission.Refusal {
@@ -170,9 +183,25 @@ type body struct {
 	limit    int64
 	declared int64 // -1: unknown
 	read     int64
+	ahead    []byte // what empty has read
+}
+
+// empty waits for the first byte or the end of the body: a request that has ended
+// with its header does not say so in the header, and an upstream would get a
+// chunked body of nothing.
+func (b *body) empty() bool {
+	first := make([]byte, 1)
+	n, err := b.Read(first)
+	b.ahead = first[:n]
+	return n == 0 && err == io.EOF
 }
 
 func (b *body) Read(p []byte) (int, error) {
+	if len(b.ahead) > 0 {
+		n := copy(p, b.ahead)
+		b.ahead = b.ahead[n:]
+		return n, nil
+	}
 	if err := b.control.SetReadDeadline(time.Now().Add(b.timeout)); err != nil {
 		return 0, err
 	}

@@ -59,6 +59,8 @@ type Socket struct {
 const (
 	// maxStreams bounds the requests in flight on one connection.
 	maxStreams = 128
+	// farewell is how long the last answers may take to arrive.
+	farewell = time.Second
 	// handshakeTimeout bounds a handshake without progress.
 	handshakeTimeout = 10 * time.Second
 )
@@ -141,22 +143,33 @@ func (s *Server) Run(ctx context.Context, socket Socket) error {
 	return errors.Join(err, server.Close(), listener.Close(), transport.Close(), closed(socket.Conn))
 }
 
-// drain waits for the requests in flight. Idle connections need no waiting for.
+// drain waits for the requests in flight, and for their answers to arrive.
 func (s *Server) drain(server *quichttp3.Server) error {
-	late, cancel := context.WithTimeout(context.Background(), s.config.Drain)
-	defer cancel()
+	ctx, cut := context.WithCancel(context.Background())
+	defer cut()
 	finished := make(chan struct{})
 	go func() {
 		defer close(finished)
-		_ = server.Shutdown(late)
+		// Says goodbye, and waits for clients to hang up, which they need not do.
+		_ = server.Shutdown(ctx)
 	}()
-	// Shutdown also waits for clients to hang up, which they need not do.
+	late := time.NewTimer(s.config.Drain)
+	defer late.Stop()
+	left := 0
 	select {
 	case <-s.work.done():
-	case <-late.Done():
+		// Clients that heed the goodbye hang up once they have what was answered.
+		patience := time.NewTimer(farewell)
+		defer patience.Stop()
+		select {
+		case <-finished:
+		case <-patience.C:
+		case <-late.C:
+		}
+	case <-late.C:
+		left = s.work.count()
 	}
-	left := s.work.count()
-	cancel()
+	cut()
 	<-finished
 	if left > 0 {
 		return fmt.Errorf("%w: %d", ErrCut, left)
