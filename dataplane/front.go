@@ -11,6 +11,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/http2"
 	"portcullis.dev/portcullis/dataplane/listen"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
@@ -18,6 +19,7 @@ import (
 // open makes the front ends and puts them behind the sockets.
 func (n *Node) open() (err error) {
 	n.front = http1.NewServer(http1.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
+	two := http2.NewServer(http2.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
 	sockets := map[string]net.Listener{}
 	maps.Copy(sockets, n.cfg.Listeners)
 	if n.cfg.Listener != nil {
@@ -26,7 +28,7 @@ func (n *Node) open() (err error) {
 		}
 		sockets[listen.HTTP] = n.cfg.Listener
 	}
-	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
+	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, HTTP2: two, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
 	return err
 }
 

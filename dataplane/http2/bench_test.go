@@ -21,7 +21,7 @@ func exchangeMany(tb testing.TB, n int, reset func()) {
 	payload := bytes.Repeat([]byte("x"), 100)
 	var body answered
 	resp := &exchange.Response{Status: 200, Header: exchange.HeaderOf(exchange.Field{Name: "Content-Type", Value: "text/plain"})}
-	server := New(Config{
+	server := NewServer(Config{
 		Handle: func(e *exchange.Exchange) *exchange.Response {
 			body.Reset(payload)
 			resp.Body = exchange.Body{Reader: &body, Length: int64(len(payload))}

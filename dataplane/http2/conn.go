@@ -89,6 +89,7 @@ type conn struct {
 	broken    error     // of writing
 	ending    error     // why the reader is to return
 	final     bool      // no further streams: GOAWAY says so
+	parting   bool      // the next answer says goodbye
 	draining  bool
 	window    int64 // what may be sent
 	grant     int64 // the client's initial window for streams
@@ -383,6 +384,18 @@ const drainPatience = time.Second
 func (c *conn) drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.drainLocked()
+}
+
+// part makes the next answer say goodbye: a client that were told before its
+// first would find no node to ask while balancers still send it here.
+func (c *conn) part() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.parting = true
+}
+
+func (c *conn) drainLocked() {
 	if c.draining || c.final {
 		return
 	}

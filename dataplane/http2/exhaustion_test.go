@@ -180,7 +180,7 @@ func FuzzFrames(f *testing.F) {
 	framer.WriteContinuation(3, true, r.encode(get()...)[4:])
 	f.Add(seed.Bytes())
 	f.Fuzz(func(t *testing.T, frames []byte) {
-		server := New(Config{
+		server := NewServer(Config{
 			Handle: func(e *exchange.Exchange) *exchange.Response {
 				if r := e.Request.Body.Reader; r != nil {
 					n, _ := io.Copy(io.Discard, r)

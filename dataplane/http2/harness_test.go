@@ -55,7 +55,7 @@ func start(t testing.TB, config Config) *front {
 		f.note(e)
 		return text(status, reason+": "+e.Why.Detail)
 	}
-	f.server = New(config)
+	f.server = NewServer(config)
 	var served sync.WaitGroup
 	served.Go(func() {
 		for {

@@ -222,6 +222,24 @@ func TestDrain(t *testing.T) {
 	}
 }
 
+// Before the drain, answers say goodbye, and a new connection gets its first.
+func TestGoodbye(t *testing.T) {
+	f := start(t, Config{})
+	before := f.dial()
+	before.headers(1, true, get()...)
+	before.receive(1)
+	f.server.Goodbye()
+	before.alive()
+	after := f.dial()
+	for i, r := range []*raw{before, after} {
+		id := uint32(3 - 2*i)
+		r.headers(id, true, get()...)
+		if o := r.await(id, func(o *outcome) bool { return o.ended && o.gone }); o.status != "200" || o.goAway != h2.ErrCodeNo {
+			t.Errorf("got %+v", o)
+		}
+	}
+}
+
 func TestCut(t *testing.T) {
 	h := newHold()
 	f := start(t, Config{Handle: h.handle})

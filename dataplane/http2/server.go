@@ -88,7 +88,7 @@ var (
 // maxParked bounds the goroutines that wait for another request.
 const maxParked = 256
 
-// Server serves connections. Make one with New. It is safe for concurrent use.
+// Server serves connections. Make one with NewServer. It is safe for concurrent use.
 type Server struct {
 	config  Config
 	buffers sync.Pool // *[copyBuffer]byte, for answers on their way out
@@ -98,13 +98,14 @@ type Server struct {
 	// Guarded by mu.
 	conns    map[*conn]struct{}
 	parked   []*stream // last in, first out: its stack is warm
+	parting  bool
 	draining bool
 	cut      bool
 	empty    chan struct{} // closed when conns is empty; nil when nobody asked
 }
 
-// New makes a server.
-func New(c Config) *Server {
+// NewServer makes a server.
+func NewServer(c Config) *Server {
 	c.setDefaults()
 	s := &Server{config: c, conns: map[*conn]struct{}{}}
 	s.buffers.New = func() any { return new([copyBuffer]byte) }
@@ -124,10 +125,12 @@ func (s *Server) Serve(nc net.Conn, on *admission.Conn, first []byte) {
 	}
 	c.greet()
 	s.conns[c] = struct{}{}
-	draining := s.draining
+	parting, draining := s.parting, s.draining
 	s.mu.Unlock()
 	if draining {
 		c.drain()
+	} else if parting {
+		c.part()
 	}
 	c.serve()
 	s.remove(c)
@@ -150,12 +153,23 @@ func (s *Server) remove(c *conn) {
 	}
 }
 
-// Drain tells every client, from now on, to use another connection (GOAWAY);
-// requests that are in flight, or on their way, are answered, and then their
-// connection is closed. It does not wait. Calls after the first do nothing.
+// Goodbye makes every connection, from its next answer on, tell its client to use
+// another (GOAWAY). Requests that are on their way by then are answered.
+func (s *Server) Goodbye() {
+	s.mu.Lock()
+	s.parting = true
+	conns := s.list()
+	s.mu.Unlock()
+	for _, c := range conns {
+		c.part()
+	}
+}
+
+// Drain is Goodbye without waiting for an answer; what is idle is closed once its
+// client has heard it. It does not wait. Calls after the first do nothing.
 func (s *Server) Drain() {
 	s.mu.Lock()
-	s.draining = true
+	s.parting, s.draining = true, true
 	conns := s.list()
 	s.mu.Unlock()
 	for _, c := range conns {

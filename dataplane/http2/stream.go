@@ -289,6 +289,9 @@ func (s *stream) closeLocked() {
 		c.resetLocked(s.id, code)
 	}
 	c.forgetLocked(s.id, !s.ended)
+	if c.parting {
+		c.drainLocked()
+	}
 }
 
 // abort resets a stream whose answer cannot be finished: nothing else tells the
