@@ -43,19 +43,17 @@ type Group struct {
 	plan plan
 }
 
-// Use is one configuration's hold on a group. What an endpoint is known to be
-// lasts as long as some Use names it, so that it survives from one configuration
-// to the next, and the settings of a configuration that is refused go with it.
+// Use is one configuration's hold on a group: the settings of the newest hold, and
+// those of one that is refused go with it.
 type Use struct {
 	group    *Group
 	settings Settings
 	changed  func()
 	// Guarded by Group.mu.
-	endpoints []*Endpoint
-	ended     bool
+	ended bool
 }
 
-// Use begins a configuration's hold; Set names its endpoints. changed, which may
+// Use begins a configuration's hold. changed, which may
 // be nil, is called when an endpoint has become usable or no longer is, by
 // whoever found out; it must not call the group.
 func (g *Group) Use(s Settings, changed func()) *Use {
@@ -83,35 +81,35 @@ func (g *Group) unlock(changed bool) {
 	}
 }
 
-// Set replaces the endpoints and returns what is known of each, in their order.
-func (u *Use) Set(targets []Target) []*Endpoint {
-	g := u.group
-	now := time.Now()
+// Add names an endpoint and returns what is known of it. It lasts until each Add
+// of it is undone by a Drop, and so from one configuration to the next when that
+// adds it before the one before drops it.
+func (g *Group) Add(t Target) *Endpoint {
 	g.mu.Lock()
-	if u.ended {
-		g.mu.Unlock()
-		return nil
-	}
-	before := u.endpoints
-	u.endpoints = make([]*Endpoint, len(targets))
-	for i, t := range targets {
-		e := g.endpoints[t.name()]
-		if e == nil {
-			e = &Endpoint{group: g, seen: map[uint32]string{}, since: map[uint32]time.Time{}}
-			if g.check != nil {
-				e.due = now
-			}
-			g.endpoints[t.name()] = e
+	defer g.mu.Unlock()
+	e := g.endpoints[t.name()]
+	if e == nil {
+		e = &Endpoint{group: g, seen: map[uint32]string{}, since: map[uint32]time.Time{}}
+		if g.check != nil {
+			e.due = time.Now()
 		}
-		e.target = t
-		e.users++
-		u.endpoints[i] = e
+		g.endpoints[t.name()] = e
 	}
-	g.drop(before)
+	e.target = t
+	e.users++
 	g.monitor.replan(g)
-	given := slices.Clone(u.endpoints)
-	g.mu.Unlock()
-	return given
+	return e
+}
+
+// Drop undoes one Add.
+func (e *Endpoint) Drop() {
+	g := e.group
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if e.users--; e.users == 0 {
+		delete(g.endpoints, e.target.name())
+		g.monitor.replan(g)
+	}
 }
 
 // End gives the hold back; calls after the first do nothing.
@@ -124,18 +122,7 @@ func (u *Use) End() {
 	}
 	u.ended = true
 	g.uses = slices.DeleteFunc(g.uses, func(other *Use) bool { return other == u })
-	g.drop(u.endpoints)
-	u.endpoints = nil
 	g.unlock(g.settle())
-}
-
-// drop gives up endpoints. mu is held.
-func (g *Group) drop(endpoints []*Endpoint) {
-	for _, e := range endpoints {
-		if e.users--; e.users == 0 {
-			delete(g.endpoints, e.target.name())
-		}
-	}
 }
 
 // settle makes the newest use's settings hold, and says whether what no check and

@@ -68,12 +68,24 @@ func monitored(t *testing.T, f func(m *Monitor, c *clinic)) {
 	})
 }
 
-func targets(addresses ...string) []Target {
-	var out []Target
+func add(g *Group, addresses ...string) []*Endpoint {
+	var out []*Endpoint
 	for _, a := range addresses {
-		out = append(out, Target{Address: a})
+		out = append(out, g.Add(Target{Address: a}))
 	}
 	return out
+}
+
+func drop(endpoints []*Endpoint) {
+	for _, e := range endpoints {
+		e.Drop()
+	}
+}
+
+// begin uses the group for endpoints.
+func begin(g *Group, s Settings, changed func(), addresses ...string) []*Endpoint {
+	g.Use(s, changed)
+	return add(g, addresses...)
 }
 
 func only(t *testing.T, g *Group) Status {
@@ -90,7 +102,7 @@ func TestChecksTakeOutAndBringBack(t *testing.T) {
 		g := m.Group()
 		c.set("b:1", fmt.Errorf("dial: %w", syscall.ECONNREFUSED))
 		var told atomic.Int64
-		endpoints := g.Use(Settings{Check: check()}, func() { told.Add(1) }).Set(targets("a:1", "b:1"))
+		endpoints := begin(g, Settings{Check: check()}, func() { told.Add(1) }, "a:1", "b:1")
 		if !endpoints[0].Usable() || !endpoints[1].Usable() {
 			t.Fatal("an endpoint is not usable before its first check")
 		}
@@ -121,7 +133,7 @@ func TestChecksTakeOutAndBringBack(t *testing.T) {
 func TestChecksKeepTheirInterval(t *testing.T) {
 	monitored(t, func(m *Monitor, c *clinic) {
 		c.slow = time.Hour
-		endpoints := m.Group().Use(Settings{Check: check()}, nil).Set(targets("a:1", "b:1"))
+		endpoints := begin(m.Group(), Settings{Check: check()}, nil, "a:1", "b:1")
 		time.Sleep(500 * time.Second)
 		if n := c.times("a:1"); n < 95 || n > 106 {
 			t.Errorf("%d checks in 100 intervals", n)
@@ -149,7 +161,7 @@ func TestHealthSurvivesASwap(t *testing.T) {
 		g := m.Group()
 		settings := Settings{Check: check(), Outlier: outlier()}
 		first := g.Use(settings, nil)
-		before := first.Set(targets("a:1", "b:1"))
+		before := add(g, "a:1", "b:1")
 		c.set("a:1", errors.New("status 503"))
 		for range 5 {
 			before[1].Failed(time.Now(), 500, nil)
@@ -166,9 +178,10 @@ func TestHealthSurvivesASwap(t *testing.T) {
 		again := settings
 		again.Check = check()
 		second := g.Use(again, nil)
-		after := second.Set(targets("b:1", "a:1", "new:1"))
+		after := add(g, "b:1", "a:1", "new:1")
 		first.End()
 		first.End()
+		drop(before)
 		if after[0] != before[1] || after[1] != before[0] || after[0].Usable() || after[1].Usable() || !after[2].Usable() {
 			t.Fatal("the swap has changed what is known")
 		}
@@ -177,6 +190,7 @@ func TestHealthSurvivesASwap(t *testing.T) {
 			t.Fatalf("a is asked %d times at once, new %d", c.times("a:1")-asked, c.times("new:1"))
 		}
 		second.End()
+		drop(after)
 		if _, all := g.Out(); all != 0 {
 			t.Fatalf("%d endpoints are left", all)
 		}
@@ -195,13 +209,12 @@ func TestTheNewestSettingsHold(t *testing.T) {
 		g := m.Group()
 		c.set("a:1", errors.New("x"))
 		live := g.Use(Settings{Check: check()}, nil)
-		e := live.Set(targets("a:1"))[0]
+		e := add(g, "a:1")[0]
 		time.Sleep(20 * time.Second)
 		if e.Usable() {
 			t.Fatal("expected out")
 		}
 		staged := g.Use(Settings{}, nil)
-		staged.Set(targets("a:1"))
 		if !e.Usable() {
 			t.Fatal("out by a check that is not made any more")
 		}
@@ -211,6 +224,7 @@ func TestTheNewestSettingsHold(t *testing.T) {
 			t.Fatal("checked without a check")
 		}
 		staged.End()
+		defer live.End()
 		time.Sleep(20 * time.Second)
 		if e.Usable() {
 			t.Fatal("the settings before are not back")
@@ -221,7 +235,7 @@ func TestTheNewestSettingsHold(t *testing.T) {
 func TestOutliersGoOutAndComeBack(t *testing.T) {
 	monitored(t, func(m *Monitor, _ *clinic) {
 		g := m.Group()
-		endpoints := g.Use(Settings{Outlier: outlier()}, nil).Set(targets("a:1", "b:1", "c:1"))
+		endpoints := begin(g, Settings{Outlier: outlier()}, nil, "a:1", "b:1", "c:1")
 		for range 5 {
 			endpoints[0].Failed(time.Now(), 0, context.DeadlineExceeded)
 		}
@@ -263,7 +277,7 @@ func TestOutliersGoOutAndComeBack(t *testing.T) {
 func TestUnresolvedIsSaidFirst(t *testing.T) {
 	m := New(Config{})
 	g := m.Group()
-	e := g.Use(Settings{Outlier: outlier()}, nil).Set(targets("a:1"))[0]
+	e := begin(g, Settings{Outlier: outlier()}, nil, "a:1")[0]
 	for range 5 {
 		e.Failed(time.Now(), 500, nil)
 	}
@@ -279,7 +293,7 @@ func TestUnresolvedIsSaidFirst(t *testing.T) {
 
 // Successes cost no allocation, and failures do not until one ejects.
 func TestObservingAllocatesNothing(t *testing.T) {
-	e := New(Config{}).Group().Use(Settings{Outlier: outlier()}, nil).Set(targets("a:1"))[0]
+	e := begin(New(Config{}).Group(), Settings{Outlier: outlier()}, nil, "a:1")[0]
 	now := time.Now()
 	if n := testing.AllocsPerRun(1000, func() {
 		e.Succeeded(now)
@@ -302,11 +316,12 @@ func TestManyAtOnce(t *testing.T) {
 		workers.Go(func() {
 			for range 200 {
 				u := g.Use(Settings{Check: check(), Outlier: outlier()}, nil)
-				for j, e := range u.Set(targets("a:1", "b:1", fmt.Sprintf("c:%d", i))) {
+				for j, e := range add(g, "a:1", "b:1", fmt.Sprintf("c:%d", i)) {
 					e.Succeeded(time.Now())
 					if j == i%3 {
 						e.Failed(time.Now(), 502, nil)
 					}
+					e.Drop()
 				}
 				g.Out()
 				u.End()
