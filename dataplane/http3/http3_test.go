@@ -131,11 +131,16 @@ func selfSigned(t *testing.T) (tls.Certificate, *x509.CertPool) {
 }
 
 func TestExchange(t *testing.T) {
-	var got exchange.Request
-	var fields []exchange.Field
-	var id string
+	type seen struct {
+		exchange.Request
+		fields []exchange.Field
+		id     string
+	}
+	handled := make(chan seen, 1)
 	r := newRig(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
-		got, fields, id = e.Request, slices.Clone(e.Request.Header.Fields()), strings.Clone(e.ID)
+		one := seen{e.Request, slices.Clone(e.Request.Header.Fields()), strings.Clone(e.ID)}
+		one.Header = exchange.Header{}
+		handled <- one
 		resp := text(201, "made")
 		resp.Header = exchange.HeaderOf(exchange.Field{Name: "X-Made", Value: "1"}, exchange.Field{Name: "Connection", Value: "close"},
 			exchange.Field{Name: "Set-Cookie", Value: "a=1"}, exchange.Field{Name: "Set-Cookie", Value: "b=2"})
@@ -150,15 +155,16 @@ func TestExchange(t *testing.T) {
 		resp.Header.Get("Connection") != "" || len(resp.Header["Set-Cookie"]) != 2 || len(resp.Header.Get("X-Request-Id")) != 32 {
 		t.Errorf("%d %q %v", resp.StatusCode, body, resp.Header)
 	}
+	got := <-handled
 	if got.Method != "GET" || got.Path != "/a/b" || got.Query != "x=1&y" || got.Host != "api.example" || got.Authority != "api.example" ||
 		got.Scheme != "https" || got.Proto != "HTTP/3.0" || got.Peer.String() != "127.0.0.1" || got.TLS == nil ||
 		got.TLS.ServerName != "api.example" || got.TLS.ALPN != "h3" || got.Body.Reader != nil || got.Upgrade != "" {
 		t.Errorf("%+v", got)
 	}
-	h := exchange.HeaderOf(fields...)
-	if h.Get("authorization") != "Bearer t" || h.Get("X-Forwarded-For") != "127.0.0.1" || id != resp.Header.Get("X-Request-Id") ||
+	h := exchange.HeaderOf(got.fields...)
+	if h.Get("authorization") != "Bearer t" || h.Get("X-Forwarded-For") != "127.0.0.1" || got.id != resp.Header.Get("X-Request-Id") ||
 		h.Get("X_User") != "" || h.Get("X-Forwarded-Proto") != "https" || h.Get("Cookie") != "a=1" || h.Get("Host") != "" {
-		t.Errorf("%v", fields)
+		t.Errorf("%v", got.fields)
 	}
 }
 
