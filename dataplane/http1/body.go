@@ -23,7 +23,8 @@ var (
 // body reads a request's body. While an exchange lasts it owns the connection's
 // read buffer behind the head.
 type body struct {
-	conn *conn
+	conn     *conn
+	trailers func() exchange.Header // is trailer
 	// ended is set when a read in progress must not go on.
 	ended atomic.Bool
 
@@ -46,6 +47,7 @@ type body struct {
 func (c *conn) openBody(length, limit int64, expects bool) *body {
 	if c.body == nil {
 		c.body = &body{conn: c}
+		c.body.trailers = c.body.trailer
 	}
 	b := c.body
 	b.chunks.reset()
@@ -54,7 +56,8 @@ func (c *conn) openBody(length, limit int64, expects bool) *body {
 		b.left = limit
 	}
 	b.ended.Store(false)
-	c.reading, c.expecting = true, expects
+	// Who has begun to send waits for nothing.
+	c.reading, c.expecting = true, expects && c.from == c.to
 	return b
 }
 
@@ -73,8 +76,7 @@ func (b *body) trailer() exchange.Header {
 // that has answered early wants no more of the body. The connection ends then.
 func (b *body) Close() error {
 	if !b.mu.TryLock() {
-		b.ended.Store(true)
-		_ = b.conn.net.SetReadDeadline(past)
+		b.wake()
 		return nil
 	}
 	defer b.mu.Unlock()
@@ -82,6 +84,25 @@ func (b *body) Close() error {
 		b.err = errEnded
 	}
 	return nil
+}
+
+// wake ends a Read that waits.
+func (b *body) wake() {
+	b.ended.Store(true)
+	_ = b.conn.net.SetReadDeadline(past)
+}
+
+// Buffered returns how many bytes Read returns without waiting.
+func (b *body) Buffered() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.err != nil:
+		return 0
+	case b.chunked:
+		return b.data
+	}
+	return int(min(int64(b.conn.to-b.conn.from), b.left))
 }
 
 // Read implements io.Reader.
@@ -203,8 +224,10 @@ func (b *body) long() bool {
 // at the next head, after what is left of the body has been dropped, if drain is
 // set.
 func (b *body) finish(drain bool) bool {
-	_ = b.Close()
-	b.mu.Lock()
+	if !b.mu.TryLock() {
+		b.wake()
+		b.mu.Lock()
+	}
 	defer b.mu.Unlock()
 	b.ended.Store(false)
 	if b.err == nil && drain {
