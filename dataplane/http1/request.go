@@ -31,7 +31,7 @@ func (c *conn) take(raw []byte, settings *admission.Settings) *admission.Refusal
 	if h.length != 0 {
 		r.Body = exchange.Body{Reader: c.openBody(h.length, settings.BodyLimit(), h.expects > 0 && h.minor == 1), Length: h.length}
 		if h.length < 0 {
-			r.Body.Trailer = c.body.trailer
+			r.Body.Trailer = c.body.trailers
 		}
 	}
 	return c.on.Admit(&c.exchange, settings)

@@ -149,6 +149,7 @@ func TestWhatHasNoLengthIsFlushedAsItComes(t *testing.T) {
 }
 
 func TestAClientThatResetsInterruptsItsRequest(t *testing.T) {
+	t.Parallel()
 	begun, causes := make(chan struct{}), make(chan error, 2)
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		if e.Request.Path == "/stream" {
@@ -179,6 +180,7 @@ func TestAClientThatResetsInterruptsItsRequest(t *testing.T) {
 
 // A client that has said all that it wants to say may shut down its side.
 func TestAHalfClosedClientGetsItsAnswer(t *testing.T) {
+	t.Parallel()
 	release := make(chan struct{})
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		<-release
@@ -197,6 +199,7 @@ func TestAHalfClosedClientGetsItsAnswer(t *testing.T) {
 }
 
 func TestSlowClientsAreCutOff(t *testing.T) {
+	t.Parallel()
 	f := start(t, Config{HeaderTimeout: 200 * time.Millisecond, BodyTimeout: 200 * time.Millisecond, IdleTimeout: patience})
 	ordinary := lines("GET / HTTP/1.1", "Host: a")
 	for name, request := range map[string]string{
@@ -223,6 +226,7 @@ func TestSlowClientsAreCutOff(t *testing.T) {
 }
 
 func TestASlowHandlerIsNotBoundByTheBodysTimeout(t *testing.T) {
+	t.Parallel()
 	f := start(t, Config{BodyTimeout: 100 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
 		io.ReadAll(e.Request.Body.Reader)
 		select {
@@ -246,6 +250,7 @@ func TestASlowHandlerIsNotBoundByTheBodysTimeout(t *testing.T) {
 }
 
 func TestASlowReaderIsCutOff(t *testing.T) {
+	t.Parallel()
 	ended := make(chan error, 1)
 	f := start(t, Config{WriteTimeout: 50 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
 		e.Done = append(e.Done, func(e *exchange.Exchange) { ended <- e.Result.Err })
@@ -369,6 +374,7 @@ func TestDataBeforeTheSwitchEndsTheConnection(t *testing.T) {
 }
 
 func TestDrainFinishesWhatIsInFlight(t *testing.T) {
+	t.Parallel()
 	begun, release := make(chan struct{}), make(chan struct{})
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		if e.Request.Upgrade != "" {
@@ -429,6 +435,7 @@ func TestGoodbyeKeepsServingAndClosesAsItAnswers(t *testing.T) {
 }
 
 func TestCutEndsEverything(t *testing.T) {
+	t.Parallel()
 	begun, cut := make(chan struct{}, 3), make(chan error, 2)
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		if e.Request.Upgrade != "" {
