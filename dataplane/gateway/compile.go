@@ -11,6 +11,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
 	"portcullis.dev/portcullis/dataplane/upstream"
+	"portcullis.dev/portcullis/dataplane/upstream/balance"
 	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -213,7 +214,7 @@ func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 		r.backends = append(r.backends, upstream.NewBackend(found, spec, backend))
 		weights = append(weights, weight)
 	}
-	r.picker = upstream.NewPicker(weights)
+	r.picker = balance.NewWheel(weights)
 	return r, r.addPatterns(key, spec)
 }
 

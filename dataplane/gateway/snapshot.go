@@ -12,6 +12,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/route"
 	"portcullis.dev/portcullis/dataplane/upstream"
+	"portcullis.dev/portcullis/dataplane/upstream/balance"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/telemetry"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -32,7 +33,7 @@ type Route struct {
 	pattern  string
 	pipeline *policy.Pipeline
 	backends []*upstream.Backend
-	picker   *upstream.Picker
+	picker   *balance.Wheel
 	timeout  time.Duration
 	counters *telemetry.RouteCounters
 	// criticality says when the route is shed.

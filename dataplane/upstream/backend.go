@@ -27,6 +27,7 @@ var bodies = sync.Pool{New: func() any { return new([smallBody]byte) }}
 // immutable and safe for concurrent use.
 type Backend struct {
 	upstream *Upstream
+	chooser  *chooser
 	// Name of the upstream, for the record.
 	Name string
 }
@@ -34,7 +35,7 @@ type Backend struct {
 // NewBackend makes a backend of the route, which is spec's. The upstream is the
 // caller's to release.
 func NewBackend(u *Upstream, _ *configv1.Route, b *configv1.Backend) *Backend {
-	return &Backend{upstream: u, Name: b.GetUpstream()}
+	return &Backend{upstream: u, chooser: u.chooser(b.GetSubset()), Name: b.GetUpstream()}
 }
 
 // Do sends the exchange's request to one endpoint and returns the head of the
@@ -60,7 +61,7 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 	tried := memory[:0]
 	var err error
 	for len(tried) < maxAttempts {
-		ep := b.upstream.pick(e, tried)
+		ep := b.pick(e, span, deadline, tried)
 		if ep == nil {
 			break
 		}
@@ -69,6 +70,7 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 		var done func(*exchange.Exchange)
 		if resp, done, err = ep.try(call); err == nil {
 			e.Done = append(e.Done, done, ep.end)
+			b.chooser.bind(e, ep, resp)
 			return resp, nil
 		}
 		if !errors.Is(err, errDial) || errors.Is(err, ErrTimeout) {
@@ -76,9 +78,20 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 		}
 	}
 	if err == nil {
-		err = fmt.Errorf("%w: no endpoint has a weight", ErrUnavailable)
+		err = fmt.Errorf("%w: no endpoint is there to be asked", ErrUnavailable)
 	}
 	return nil, err
+}
+
+// pick chooses the endpoint for an exchange, other than those tried; nil when
+// there is none. When names have not been looked up yet, it waits for them.
+func (b *Backend) pick(e *exchange.Exchange, span context.Context, deadline time.Time, tried []*endpoint) *endpoint {
+	ep := b.chooser.pick(e, tried)
+	if ep == nil && len(tried) == 0 {
+		b.upstream.await(span, deadline)
+		ep = b.chooser.pick(e, nil)
+	}
+	return ep
 }
 
 // there tells whether all of a small body can be read without waiting.

@@ -18,6 +18,8 @@ type endpoint struct {
 	at  location
 	// protocol carries requests; it is chosen once.
 	protocol roundTripper
+	// id is what affinity cookies call it.
+	id uint64
 	// Guarded by Pool.mu.
 	users int
 
@@ -51,8 +53,11 @@ type location struct {
 	host string
 	// address is what is dialled: host and port.
 	address string
-	// name is the host without port: what TLS verifies unless it is told otherwise.
+	// name is the host without port, or the name that brought it: what TLS verifies
+	// unless it is told otherwise.
 	name string
+	// brought: a name brought it, see roster.
+	brought bool
 }
 
 func (l *location) url() string { return l.scheme + "://" + l.host }
@@ -76,15 +81,22 @@ func parseEndpoint(text string) (location, error) {
 			port = "443"
 		}
 	}
-	return location{at.Scheme, at.Host, net.JoinHostPort(at.Hostname(), port), at.Hostname()}, nil
+	return location{scheme: at.Scheme, host: at.Host, address: net.JoinHostPort(at.Hostname(), port), name: at.Hostname()}, nil
 }
 
 func newEndpoint(p *Pool, key endpointKey, at location, s *settings) *endpoint {
-	ep := &endpoint{key: key, at: at, state: balance.NewState(time.Since(p.start)), start: p.start}
+	ep := &endpoint{key: key, at: at, id: affinityID(p.config.AffinityKey, key), state: balance.NewState(time.Since(p.start)), start: p.start}
 	ep.end = func(*exchange.Exchange) { ep.ended() }
-	ep.protocol = newHTTP1(p.config.Dial, at, s)
+	dial := s.dial
+	if at.brought {
+		dial = s.dialResolved
+	}
+	ep.protocol = newHTTP1(dial, at, s)
 	return ep
 }
+
+// usable tells whether the endpoint is to be chosen.
+func (ep *endpoint) usable() bool { return true }
 
 // outcome is what one attempt tells of an endpoint.
 type outcome struct {

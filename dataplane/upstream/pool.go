@@ -9,10 +9,12 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"sync"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/upstream/resolve"
 	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 
@@ -41,6 +43,15 @@ type Config struct {
 	TLS func(spec *configv1.UpstreamTLS) (*tls.Config, error)
 	// Dial opens a connection until ctx ends; nil: TCP.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Zone is where the node stands, for upstreams that are balanced by zone.
+	Zone string
+	// AffinityKey keys the names of endpoints in clients' cookies. Nodes with the
+	// same key know each other's.
+	AffinityKey []byte
+	// Lookup resolves names of endpoints; nil: DNS.
+	Lookup func(context.Context, resolve.Query) ([]resolve.Target, error)
+	// Log hears of names that cannot be looked up; nil discards.
+	Log *slog.Logger
 }
 
 // Pool holds what outlives snapshots: the endpoints of all upstreams, with their
@@ -49,6 +60,8 @@ type Pool struct {
 	config Config
 	// start is what the endpoints' times count from.
 	start time.Time
+	// names looks up the names that endpoints come from.
+	names *resolve.Hub
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -58,17 +71,29 @@ type Pool struct {
 
 // NewPool makes an empty pool.
 func NewPool(c Config) *Pool {
-	if c.Dial == nil {
-		c.Dial = (&net.Dialer{}).DialContext
+	return &Pool{
+		config: c, start: time.Now(), names: resolve.NewHub(resolve.Config{Lookup: c.Lookup, Log: c.Log}),
+		endpoints: map[endpointKey]*endpoint{},
 	}
-	return &Pool{config: c, start: time.Now(), endpoints: map[endpointKey]*endpoint{}}
+}
+
+// dial returns what opens connections. A server looks up the names that SRV
+// records point to: others may not know them.
+func (p *Pool) dial(server string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	switch {
+	case p.config.Dial != nil:
+		return p.config.Dial
+	case server != "":
+		return (&net.Dialer{Resolver: resolve.Resolver(server)}).DialContext
+	}
+	return (&net.Dialer{}).DialContext
 }
 
 // endpointKey says which endpoints are the same across snapshots: one upstream's,
-// at one URL, spoken to in one way.
+// at one place, spoken to in one way.
 type endpointKey struct {
 	upstream config.Key
-	url      string
+	at       location
 	settings string
 }
 
@@ -78,19 +103,21 @@ type settings struct {
 	connect, idle time.Duration
 	protocol      configv1.UpstreamProtocol
 	key           string
+	// dialResolved is dial for what an endpoint's name has brought.
+	dial, dialResolved func(ctx context.Context, network, address string) (net.Conn, error)
 }
 
 // settingsOf compiles them. secure: an endpoint wants TLS.
 func (p *Pool) settingsOf(spec *configv1.Upstream, secure bool) (*settings, error) {
 	encoded, err := proto.MarshalOptions{Deterministic: true}.Marshal(&configv1.Upstream{
-		Tls: spec.GetTls(), Timeouts: spec.GetTimeouts(), Protocol: spec.GetProtocol(),
+		Tls: spec.GetTls(), Timeouts: spec.GetTimeouts(), Protocol: spec.GetProtocol(), Dns: &configv1.DNS{Server: spec.GetDns().GetServer()},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("encode settings: %w", err)
 	}
 	s := &settings{
 		connect: duration(spec.GetTimeouts().GetConnect(), DefaultConnect), idle: duration(spec.GetTimeouts().GetIdle(), DefaultIdle),
-		protocol: spec.GetProtocol(), key: string(encoded),
+		protocol: spec.GetProtocol(), key: string(encoded), dial: p.dial(""), dialResolved: p.dial(spec.GetDns().GetServer()),
 	}
 	if !secure {
 		return s, nil
@@ -115,9 +142,24 @@ func duration(d *durationpb.Duration, zero time.Duration) time.Duration {
 	return d.AsDuration()
 }
 
-// endpoint returns the endpoint at the URL, counting a user; p.mu is held.
+// swap takes the endpoints at the places for the roster and gives those before
+// back. What is in both stays as it is.
+func (p *Pool) swap(r *roster, places []place, before []*endpoint) []*endpoint {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := make([]*endpoint, len(places))
+	for i := range places {
+		now[i] = p.endpoint(r.key, places[i].at, r.settings)
+	}
+	for _, ep := range before {
+		p.drop(ep)
+	}
+	return now
+}
+
+// endpoint returns the endpoint at the place, counting a user; p.mu is held.
 func (p *Pool) endpoint(upstream config.Key, at location, s *settings) *endpoint {
-	key := endpointKey{upstream, at.url(), s.key}
+	key := endpointKey{upstream, at, s.key}
 	ep := p.endpoints[key]
 	if ep == nil {
 		ep = newEndpoint(p, key, at, s)
@@ -143,8 +185,10 @@ func (p *Pool) Users() int {
 	return p.upstreams
 }
 
-// Close closes all idle connections. Requests in flight go on.
+// Close closes all idle connections and ends the lookups of names. Requests in
+// flight go on.
 func (p *Pool) Close() {
+	p.names.Close()
 	for _, ep := range p.all() {
 		ep.protocol.closeIdle()
 	}

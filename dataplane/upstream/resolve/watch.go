@@ -33,6 +33,7 @@ type Hub struct {
 
 	mu      sync.Mutex
 	lookups map[Query]*lookup
+	closed  bool
 }
 
 // NewHub makes a hub that watches nothing.
@@ -62,8 +63,9 @@ type lookup struct {
 	query Query
 	stop  context.CancelFunc
 	state atomic.Pointer[State]
-	// first is closed when the first lookup is over.
+	// first is closed, by done, when the first lookup is over.
 	first chan struct{}
+	done  sync.Once
 	// Guarded by Hub.mu.
 	users int
 
@@ -95,6 +97,9 @@ func (h *Hub) Watch(q Query, changed func()) *Watch {
 		l = &lookup{query: q, stop: cancel, first: make(chan struct{})}
 		l.state.Store(&State{})
 		h.lookups[q] = l
+		if h.closed {
+			cancel()
+		}
 		// After the watch is there, so that it is told of the first answer.
 		defer h.running.Go(func() { h.run(ctx, l) })
 	}
@@ -109,7 +114,8 @@ func (h *Hub) Watch(q Query, changed func()) *Watch {
 // State returns what is known now.
 func (w *Watch) State() *State { return w.lookup.state.Load() }
 
-// First is closed when the name has been looked up once, found or not.
+// First is closed when the name has been looked up once, found or not, or will
+// not be any more.
 func (w *Watch) First() <-chan struct{} { return w.lookup.first }
 
 // Close ends the watch; changed is not called after it has returned. Calls after
@@ -129,12 +135,22 @@ func (w *Watch) Close() {
 	})
 }
 
-// Close waits until the lookups of watches that were closed have ended.
-func (h *Hub) Close() { h.running.Wait() }
+// Close ends all lookups and returns when they have ended. Watches stay as they
+// are, and new ones find nothing.
+func (h *Hub) Close() {
+	h.mu.Lock()
+	h.closed = true
+	for _, l := range h.lookups {
+		l.stop()
+	}
+	h.mu.Unlock()
+	h.running.Wait()
+}
 
 func (h *Hub) run(ctx context.Context, l *lookup) {
 	defer l.stop()
-	for {
+	defer l.done.Do(func() { close(l.first) })
+	for ctx.Err() == nil {
 		h.ask(ctx, l)
 		wait := l.query.Refresh
 		if l.state.Load().Targets == nil {
@@ -181,9 +197,5 @@ func (h *Hub) ask(ctx context.Context, l *lookup) {
 			w.changed()
 		}
 	}
-	select {
-	case <-l.first:
-	default:
-		close(l.first)
-	}
+	l.done.Do(func() { close(l.first) })
 }
