@@ -5,6 +5,8 @@ package dataplane
 
 import (
 	"context"
+	"crypto/hmac"
+	"crypto/sha256"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -26,8 +28,8 @@ import (
 	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/dataplane/gateway"
-	"portcullis.dev/portcullis/dataplane/limit"
 	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/limit"
 	"portcullis.dev/portcullis/dataplane/listen"
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
@@ -50,6 +52,9 @@ type Config struct {
 	Name string
 	// DataDir holds the node's identity and its last-known-good copies.
 	DataDir string
+	// Zone is where the node stands, for upstreams that are balanced by zone; may be
+	// empty.
+	Zone string
 	// Control are the control planes' addresses; any of them will do.
 	Control []string
 	// JoinToken lets the node into the cluster; only needed the first time.
@@ -147,7 +152,7 @@ func (n *Node) assemble(ctx context.Context) error {
 		Node: n.cfg.Name, Boot: n.boot, AskOwner: n.wire.ask,
 		Publish: func(m *busv1.Spent) error { return n.wire.publish(bus.Spent, m) },
 	})
-	n.pool = upstream.NewPool(upstream.Config{TLS: upstreamTLS})
+	n.pool = upstream.NewPool(upstream.Config{TLS: upstreamTLS, Zone: n.cfg.Zone, AffinityKey: affinityKey(n.live), Log: n.cfg.Log})
 	n.decisions = gateway.NewDecisions(n.cfg.Name)
 	if n.cfg.AccessLog != nil {
 		n.access = telemetry.NewAccessLog(telemetry.AccessLogConfig{Writer: n.cfg.AccessLog})
@@ -193,6 +198,17 @@ func (n *Node) openStore() (*follow.Store, error) {
 
 func upstreamTLS(spec *configv1.UpstreamTLS) (*tls.Config, error) {
 	return identity.Upstream(spec.Ca, spec.ServerName, spec.Certificate, spec.PrivateKey, spec.Pins...)
+}
+
+// affinityKey keys what affinity cookies call endpoints: the same on all nodes of
+// a cluster, also without a control plane, and of something that no client is
+// shown.
+func affinityKey(live *identity.Live) []byte {
+	mac := hmac.New(sha256.New, []byte("portcullis affinity"))
+	if authorities := live.State().Authorities; len(authorities) > 0 {
+		mac.Write(authorities[0])
+	}
+	return mac.Sum(nil)
 }
 
 func (n *Node) keyMissing(issuer string) {
