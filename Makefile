@@ -8,7 +8,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
 
-.PHONY: help run build test slow bench fuzz golden generate lint
+.PHONY: help run build test slow bench peers fuzz golden generate lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ slow: ## Run the tests that take long: external etcd and NATS clusters, faults, 
 
 bench: ## Measure every figure that has a target and print the table
 	go run ./loadtest/bench
+
+peers: ## Measure side by side with other gateways, those that are installed (under 20 minutes); ARGS are its flags
+	go run ./loadtest/peers $(ARGS)
 
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \

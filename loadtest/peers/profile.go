@@ -1,0 +1,153 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// profile says where the node's processor time goes in one scenario.
+type profile struct {
+	Scenario string `json:"scenario"`
+	// SystemCalls is the share of samples that were in a system call's own function.
+	SystemCalls float64 `json:"system_calls"`
+	// Top is the list of functions by their own time, as pprof prints it.
+	Top     string `json:"top"`
+	Problem string `json:"problem,omitempty"`
+}
+
+func (p profile) String() string {
+	if p.Problem != "" {
+		return fmt.Sprintf("PROFILE of portcullis, %s: not measured: %s", p.Scenario, p.Problem)
+	}
+	return fmt.Sprintf("PROFILE of portcullis, %s: %.0f %% in system calls\n%s", p.Scenario, 100*p.SystemCalls, p.Top)
+}
+
+// profiled are the scenarios of which a profile is taken.
+var profiled = map[string]bool{"plain": true, "jwt": true}
+
+// profile takes Portcullis's profiles under load, after all that is counted has
+// been: a profile costs time.
+func (m *run) profile(ctx context.Context) {
+	for _, s := range scenarios() {
+		if !profiled[s.name] || !m.rig.options.scenarios.MatchString(s.name) || ctx.Err() != nil {
+			continue
+		}
+		for _, p := range m.peers {
+			if p.name != "portcullis" {
+				continue
+			}
+			one, err := m.profileOf(ctx, p, s)
+			if err != nil {
+				one.Problem = oneLine(err)
+			}
+			one.Scenario = s.title
+			m.profiles = append(m.profiles, one)
+		}
+	}
+}
+
+func (m *run) profileOf(ctx context.Context, p peer, s scenario) (out profile, err error) {
+	g, err := m.rig.gateway(ctx, p, s.setup)
+	if err != nil {
+		return out, err
+	}
+	sent, err := m.rig.shape(s)
+	if err != nil {
+		return out, err
+	}
+	const lasts = 4 * time.Second
+	loaded := make(chan error, 1)
+	go func() {
+		_, err := m.rig.send(ctx, g.address, sent, lasts)
+		loaded <- err
+	}()
+	data, err := fetchProfile(ctx, g.debug, lasts-time.Second)
+	if failed := <-loaded; err == nil {
+		err = failed
+	}
+	if err != nil {
+		return out, err
+	}
+	file := filepath.Join(m.rig.dir, s.name+".pprof")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return out, err
+	}
+	text, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=2000", "-nodefraction=0", "-edgefraction=0", file).Output()
+	if err != nil {
+		return out, fmt.Errorf("go tool pprof: %w", err)
+	}
+	return parseTop(string(text))
+}
+
+func fetchProfile(ctx context.Context, address string, lasts time.Duration) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, lasts+10*time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, int(lasts.Seconds())), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var data bytes.Buffer
+	if _, err := io.Copy(&data, resp.Body); err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %.200s", resp.Status, &data)
+	}
+	return data.Bytes(), nil
+}
+
+// topLines is how many functions a profile shows.
+const topLines = 15
+
+var (
+	topLine = regexp.MustCompile(`^\s*[\d.]+\w*\s+([\d.]+)%\s+[\d.]+%\s+[\d.]+\w*\s+[\d.]+%\s+(.+)$`)
+	// inKernel are the functions that do nothing but a system call.
+	inKernel = regexp.MustCompile(`^(internal/runtime/syscall|internal/runtime/syscall/linux|syscall|runtime/internal/syscall)\.(Raw)?Syscall6?$|^runtime\.(futex|epollwait|write1|read|usleep|nanotime1|tgkill|madvise)$|^internal/runtime/syscall/linux\.\w+$`)
+)
+
+// parseTop reads pprof's -top: it keeps the first functions and adds up the shares
+// of those that are system calls.
+func parseTop(text string) (p profile, err error) {
+	var kept []string
+	for each := range strings.Lines(text) {
+		each = strings.TrimRight(each, "\n")
+		match := topLine.FindStringSubmatch(each)
+		switch {
+		case match == nil && strings.Contains(each, "flat%"):
+			kept = append(kept, each)
+			continue
+		case match == nil:
+			continue
+		}
+		share, err := strconv.ParseFloat(match[1], 64)
+		if err != nil {
+			return p, err
+		}
+		if inKernel.MatchString(strings.TrimSuffix(match[2], " (inline)")) {
+			p.SystemCalls += share / 100
+		}
+		if len(kept) <= topLines {
+			kept = append(kept, each)
+		}
+	}
+	if len(kept) < 2 {
+		return p, fmt.Errorf("not an output of pprof -top: %.200q", text)
+	}
+	p.Top = strings.Join(kept, "\n")
+	return p, nil
+}

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+)
+
+// scenario is one column of the table: what is sent to a set-up.
+type scenario struct {
+	name, title string
+	setup       setup
+	path        string
+	// token sends one caller's token; tokens those of many callers in turn.
+	token, tokens bool
+	h2            bool
+	// only these peers; nil: all that can do the set-up.
+	only []string
+}
+
+// load scenarios measure processor time per request under full load; what idle
+// connections hold and what a change does to latency is measured by itself.
+const (
+	idleScenario  = "idle"
+	applyScenario = "apply"
+)
+
+func scenarios() []scenario {
+	return []scenario{
+		{name: "plain", title: "plain HTTP/1.1", setup: setupPlain, path: smallPath},
+		{name: "10kb", title: "10 KB answer", setup: setupPlain, path: mediumPath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
+		{name: "1mb", title: "1 MB answer", setup: setupPlain, path: largePath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
+		{name: "routes-1k", title: "1,000 routes", setup: setupKilo, path: smallPath},
+		{name: "routes-10k", title: "10,000 routes", setup: setupMyriad, path: smallPath},
+		{name: "jwt", title: "JWT RS256, same token", setup: setupJWT, path: smallPath, token: true},
+		{name: "jwt-10k", title: "JWT RS256, 10,000 tokens", setup: setupJWT, path: smallPath, tokens: true},
+		{name: "jwt-limit", title: "JWT + limit", setup: setupLimit, path: smallPath, token: true},
+		{name: "jwt-full", title: "JWT + revocation + scopes + cluster-wide limit + 1 % traces", setup: setupFull, path: smallPath, token: true},
+		{name: "tls", title: "TLS 1.3 + HTTP/2", setup: setupTLS, path: smallPath, h2: true},
+	}
+}
+
+// shape returns what the scenario sends.
+func (r *rig) shape(s scenario) (out shape, err error) {
+	out = shape{path: s.setup.prefix(0) + s.path, bearer: s.token, h2: s.h2}
+	switch {
+	case s.tokens:
+		out.lines, err = r.list(s.name+".tsv", len(r.tokens.signed), func(i int) (string, string) { return out.path, r.tokens.signed[i] })
+	case s.setup.routes() > 1:
+		out.lines, err = r.list(s.name+".tsv", s.setup.routes(), func(i int) (string, string) { return s.setup.prefix(i) + s.path, "" })
+	}
+	return out, err
+}
+
+func (s scenario) asks(p peer) bool {
+	return p.can(s.setup) && (s.only == nil || slices.Contains(s.only, p.name))
+}
+
+// goal is a target: a ratio of two cells' processor time per request, each round's
+// within itself.
+type goal struct {
+	figure string
+	// of and by name scenarios and peers as "scenario/peer".
+	of, by string
+	bound  float64
+}
+
+// goals are the promises. They are written here and nowhere else.
+func goals() []goal {
+	own := func(scenario string) string { return scenario + "/portcullis" }
+	var all []goal
+	add := func(scenario, byScenario, byPeer string, bound float64) {
+		figure := fmt.Sprintf("%s: of our own %s", scenario, byScenario)
+		if byPeer != "portcullis" {
+			figure = fmt.Sprintf("%s: of %s", scenario, byPeer)
+		}
+		all = append(all, goal{figure, own(scenario), byScenario + "/" + byPeer, bound})
+	}
+	add("plain", "plain", "nginx", 1.0)
+	for _, peer := range []string{"net-http", "caddy", "skipper"} {
+		add("plain", "plain", peer, 0.25)
+	}
+	add("10kb", "10kb", "nginx", 1.1)
+	add("1mb", "1mb", "nginx", 1.1)
+	add("routes-1k", "plain", "portcullis", 1.05)
+	add("routes-10k", "plain", "portcullis", 1.05)
+	add("jwt", "plain", "portcullis", 1.15)
+	add("jwt", "jwt", "haproxy", 0.35)
+	add("jwt", "jwt", "nginx-lua", 0.9)
+	add("jwt-10k", "jwt-10k", "haproxy", 0.4)
+	add("jwt-10k", "jwt-10k", "nginx-lua", 0.95)
+	add("jwt-full", "plain", "portcullis", 1.3)
+	add("tls", "tls", "nginx", 1.0)
+	add("tls", "tls", "net-http", 0.5)
+	for _, s := range scenarios() {
+		add(s.name, s.name, "envoy", 0.8)
+	}
+	return all
+}
