@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -80,7 +81,11 @@ func (d *Decisions) record(rec *decision) {
 	s := &d.slots[d.next.Add(1)%decisionSlots]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.text = s.text[:0]
+	length := 0
+	for _, text := range rec.text {
+		length += min(len(text), maxDecisionText)
+	}
+	s.text = slices.Grow(s.text[:0], length)
 	for i, text := range rec.text {
 		s.text = append(s.text, text[:min(len(text), maxDecisionText)]...)
 		s.ends[i] = uint16(len(s.text))

@@ -14,6 +14,7 @@ import (
 	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -53,8 +54,10 @@ const (
 // rig is a gateway with what it needs, and the configuration that it runs.
 type rig struct {
 	testing.TB
-	g        *Gateway
-	pool     *upstream.Pool
+	g    *Gateway
+	pool *upstream.Pool
+	// dial opens the pool's connections.
+	dial     func(ctx context.Context, network, address string) (net.Conn, error)
 	counters *telemetry.Counters
 	sampler  *telemetry.Sampler
 	deps     policy.Deps
@@ -75,7 +78,10 @@ func newRig(t testing.TB) *rig { return newRigAt(t, time.Now) }
 // newRigAt makes a rig with a clock of its own.
 func newRigAt(t testing.TB, clock func() time.Time) *rig {
 	r := &rig{TB: t, counters: telemetry.NewCounters(), sampler: &telemetry.Sampler{}, stale: func() {}}
-	r.pool = upstream.NewPool(upstream.Config{TLS: func(spec *configv1.UpstreamTLS) (*tls.Config, error) {
+	r.dial = (&net.Dialer{}).DialContext
+	r.pool = upstream.NewPool(upstream.Config{Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		return r.dial(ctx, network, address)
+	}, TLS: func(spec *configv1.UpstreamTLS) (*tls.Config, error) {
 		switch spec.GetServerName() {
 		case refusedName:
 			return nil, errors.New("this is refused")

@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"strings"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -32,7 +33,12 @@ type flight struct {
 	reason   policy.Reason
 	upstream string
 	waited   time.Duration
-	stream   *stream
+	stream   stream
+
+	// traceText is trace.Self as the traceparent field has it, and memory what else
+	// the exchange's header needs: strings of the request lie in both.
+	traceText [telemetry.TraceParentSize]byte
+	memory    memory
 }
 
 func (g *Gateway) begin(e *exchange.Exchange) *flight {
@@ -42,6 +48,7 @@ func (g *Gateway) begin(e *exchange.Exchange) *flight {
 		parent = e.Request.Header.Get("Traceparent")
 	}
 	f.trace = g.cfg.Sampler.Decide(parent)
+	f.trace.Self.Append(f.traceText[:0])
 	g.cfg.Counters.Began(e.Request.Method, e.Request.TLS != nil)
 	e.Done = append(e.Done, f.end)
 	return f
@@ -52,17 +59,24 @@ func (f *flight) startSpan(e *exchange.Exchange) {
 	if !f.trace.Record {
 		return
 	}
-	// HTTP server span, OpenTelemetry semantic conventions 1.x.
+	// HTTP server span, OpenTelemetry semantic conventions 1.x. It outlives the
+	// exchange, in whose memory the texts lie.
 	f.spanCtx, f.span = f.g.cfg.Tracer.Start(e.Context, f.trace, e.Request.Method+" "+f.route.pattern,
 		trace.WithTimestamp(e.Received),
 		trace.WithAttributes(
-			attribute.String("http.request.method", e.Request.Method), attribute.String("url.scheme", e.Request.Scheme),
-			attribute.String("url.path", e.Request.Path), attribute.String("server.address", e.Request.Host),
+			attribute.String("http.request.method", strings.Clone(e.Request.Method)), attribute.String("url.scheme", e.Request.Scheme),
+			attribute.String("url.path", strings.Clone(e.Request.Path)), attribute.String("server.address", strings.Clone(e.Request.Host)),
 			attribute.String("client.address", e.Request.Peer.String()), attribute.String("http.route", f.route.pattern),
 			attribute.String("portcullis.route", f.route.info.Workspace+"/"+f.route.info.Name),
-			attribute.String("portcullis.request_id", e.ID), attribute.Int64("portcullis.revision", f.version.Revision),
+			attribute.String("portcullis.request_id", strings.Clone(e.ID)), attribute.Int64("portcullis.revision", f.version.Revision),
 		))
 }
+
+// traceparent is the field that goes to the upstream, traceID the part of it
+// that people quote. They hold until the exchange has ended.
+func (f *flight) traceparent() string { return textOf(f.traceText[:]) }
+
+func (f *flight) traceID() string { return f.traceparent()[3:35] }
 
 func (f *flight) context(e *exchange.Exchange) context.Context {
 	if f.spanCtx != nil {
@@ -78,7 +92,7 @@ func (f *flight) propagate(e *exchange.Exchange) {
 		e.Request.Header.Del("Tracestate")
 		e.Request.Header.Del("Baggage")
 	}
-	e.Request.Header.Set("Traceparent", f.trace.Self.String())
+	e.Request.Header.Set("Traceparent", f.traceparent())
 }
 
 // refuse answers with a problem and remembers the reason.
@@ -90,7 +104,7 @@ func (f *flight) refuse(e *exchange.Exchange, d *policy.Denial) *exchange.Respon
 			e.Why.Detail = d.Note
 		}
 	}
-	resp := d.Response(e.ID, f.trace.Self.TraceIDString())
+	resp := d.Response(e.ID, f.traceID())
 	e.Answer(resp)
 	return resp
 }
@@ -107,13 +121,13 @@ func (f *flight) finish(e *exchange.Exchange) {
 	secure := e.Request.TLS != nil
 	counters.Count(telemetry.Request{Method: e.Request.Method, TLS: secure, Status: e.Result.Status, Reason: string(f.reason), Duration: took})
 	g.cfg.Counters.Ended(e.Request.Method, secure)
-	traceID := f.trace.Self.TraceIDString()
+	traceID := f.traceID()
 	f.remember(e, traceID, took)
 	if g.logs.Load() && g.cfg.AccessLog != nil {
 		f.log(e, traceID, took)
 	}
 	f.endSpan(e)
-	*f = flight{g: g, end: f.end, unwatch: f.unwatch}
+	*f = flight{g: g, end: f.end, unwatch: f.unwatch, memory: f.memory.reset(), stream: f.stream}
 	g.flights.Put(f)
 }
 

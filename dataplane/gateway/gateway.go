@@ -179,7 +179,7 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	}
 	backend := r.backends[at]
 	f.upstream = backend.Name
-	addIdentity(e)
+	f.addIdentity(e)
 	f.propagate(e)
 	started := f.g.cfg.Policy.Now()
 	resp, err := backend.Do(e, f.context(e), e.Received.Add(r.timeout))

@@ -1,10 +1,6 @@
 package gateway
 
-import (
-	"strings"
-
-	"portcullis.dev/portcullis/dataplane/exchange"
-)
+import "portcullis.dev/portcullis/dataplane/exchange"
 
 // identityPrefix begins every header by which the gateway tells an upstream who
 // calls. Whatever a client sends under it is dropped, on every route, also where
@@ -12,7 +8,7 @@ import (
 const identityPrefix = "X-Portcullis-"
 
 // addIdentity replaces the identity headers by what was proved.
-func addIdentity(e *exchange.Exchange) {
+func (f *flight) addIdentity(e *exchange.Exchange) {
 	header := &e.Request.Header
 	header.DelFunc(func(f exchange.Field) bool {
 		return len(f.Name) >= len(identityPrefix) && exchange.EqualFold(f.Name[:len(identityPrefix)], identityPrefix)
@@ -22,63 +18,74 @@ func addIdentity(e *exchange.Exchange) {
 		return
 	}
 	header.Add("X-Portcullis-Auth-Method", id.Method)
-	add := func(name, value string) {
-		if value != "" {
-			header.Add(name, fieldValue(value))
-		}
+	f.memory.add(header, "X-Portcullis-Subject", id.Subject)
+	f.memory.add(header, "X-Portcullis-Client", id.Client)
+	f.memory.add(header, "X-Portcullis-Issuer", id.Issuer)
+	f.memory.addList(header, "X-Portcullis-Scopes", id.Scopes, ' ')
+	f.memory.addList(header, "X-Portcullis-Roles", id.Roles, ',')
+	f.memory.addList(header, "X-Portcullis-Groups", id.Groups, ',')
+}
+
+// add adds a field, unless the value is empty.
+func (m *memory) add(header *exchange.Header, name, value string) {
+	if value == "" {
+		return
 	}
-	add("X-Portcullis-Subject", id.Subject)
-	add("X-Portcullis-Client", id.Client)
-	add("X-Portcullis-Issuer", id.Issuer)
-	addList(header, "X-Portcullis-Scopes", id.Scopes, " ")
-	addList(header, "X-Portcullis-Roles", id.Roles, ",")
-	addList(header, "X-Portcullis-Groups", id.Groups, ",")
+	if !clean(value, 0) {
+		start := len(m.b)
+		m.b = appendValue(m.b, value, 0)
+		value = m.from(start)
+	}
+	header.Add(name, value)
 }
 
 // addList joins values; within one, the separator is escaped like all that a
 // field value cannot hold, so that a role "a,b" is not two.
-func addList(header *exchange.Header, name string, values []string, separator string) {
-	if len(values) == 0 {
+func (m *memory) addList(header *exchange.Header, name string, values []string, separator byte) {
+	switch {
+	case len(values) == 0:
+		return
+	case len(values) == 1 && clean(values[0], separator):
+		header.Add(name, values[0])
 		return
 	}
-	if len(values) == 1 && !strings.Contains(values[0], separator) {
-		header.Add(name, fieldValue(values[0]))
-		return
-	}
-	var b strings.Builder
+	start := len(m.b)
 	for i, value := range values {
 		if i > 0 {
-			b.WriteString(separator)
+			m.b = append(m.b, separator)
 		}
-		b.WriteString(strings.ReplaceAll(fieldValue(value), separator, escape(separator[0])))
+		m.b = appendValue(m.b, value, separator)
 	}
-	header.Add(name, b.String())
+	header.Add(name, m.from(start))
 }
 
-// fieldValue percent-encodes what a field value cannot carry unharmed: control
-// and non-ASCII bytes, '%', and blanks at the ends (RFC 9110, 5.5).
-func fieldValue(s string) string {
-	clean := func(i int) bool {
-		c := s[i]
-		return c > ' ' && c < 0x7f && c != '%' || c == ' ' && i > 0 && i < len(s)-1
-	}
+// clean tells whether a field carries the value unharmed (RFC 9110, 5.5) and
+// nobody takes it for two.
+func clean(s string, separator byte) bool {
 	for i := range len(s) {
-		if !clean(i) {
-			var b strings.Builder
-			for j := range len(s) {
-				if clean(j) {
-					b.WriteByte(s[j])
-				} else {
-					b.WriteString(escape(s[j]))
-				}
-			}
-			return b.String()
+		if !carried(s, i, separator) {
+			return false
 		}
 	}
-	return s
+	return true
 }
 
-func escape(c byte) string {
+// carried is false for control and non-ASCII bytes, '%', the separator, and
+// blanks at the ends.
+func carried(s string, i int, separator byte) bool {
+	c := s[i]
+	return c != separator && (c > ' ' && c < 0x7f && c != '%' || c == ' ' && i > 0 && i < len(s)-1)
+}
+
+// appendValue percent-encodes what a field value cannot carry.
+func appendValue(b []byte, s string, separator byte) []byte {
 	const digits = "0123456789ABCDEF"
-	return string([]byte{'%', digits[c>>4], digits[c&15]})
+	for i := range len(s) {
+		if c := s[i]; carried(s, i, separator) {
+			b = append(b, c)
+		} else {
+			b = append(b, '%', digits[c>>4], digits[c&15])
+		}
+	}
+	return b
 }

@@ -40,7 +40,7 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 	if id.Method == "" || resp.Interrupt == nil || resp.Upgrade == nil && resp.Body.Length >= 0 {
 		return
 	}
-	f.stream = &stream{workspace: e.Route.Workspace, subjects: []revocation.Subject{subjectOf(id)}, interrupt: resp.Interrupt}
+	f.stream = stream{workspace: e.Route.Workspace, subjects: append(f.stream.subjects[:0], subjectOf(id)), interrupt: resp.Interrupt}
 	for i := range e.Outer {
 		f.stream.subjects = append(f.stream.subjects, subjectOf(&e.Outer[i]))
 	}
@@ -49,7 +49,7 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 	if s.open == nil {
 		s.open = map[*stream]struct{}{}
 	}
-	s.open[f.stream] = struct{}{}
+	s.open[&f.stream] = struct{}{}
 	// Done runs last first: the stream is off the list before the upstream's
 	// connection, which interrupt ends, is another's.
 	e.Done = append(e.Done, f.unwatch)
@@ -57,8 +57,9 @@ func (s *streams) watch(e *exchange.Exchange, f *flight, resp *exchange.Response
 
 // forget takes the exchange's stream off the list.
 func (f *flight) forget(*exchange.Exchange) {
-	f.g.streams.remove(f.stream)
-	f.stream = nil
+	f.g.streams.remove(&f.stream)
+	clear(f.stream.subjects)
+	f.stream = stream{subjects: f.stream.subjects[:0]}
 }
 
 func subjectOf(id *exchange.Identity) revocation.Subject {
