@@ -104,7 +104,7 @@ func (f *flight) refuse(e *exchange.Exchange, d *policy.Denial) *exchange.Respon
 			e.Why.Detail = d.Note
 		}
 	}
-	resp := d.Response(e.ID, f.traceID())
+	resp := d.ResponseTo(&e.Request, e.ID, f.traceID())
 	e.Answer(resp)
 	return resp
 }

@@ -61,13 +61,18 @@ func (d *Denial) Response(requestID, traceID string) *exchange.Response {
 		),
 		Body: exchange.Body{Reader: io.NopCloser(bytes.NewReader(body)), Length: int64(len(body))},
 	}
+	d.addTo(&r.Header)
+	return r
+}
+
+// addTo adds what a refusal says in the head, whatever its form.
+func (d *Denial) addTo(h *exchange.Header) {
 	for _, c := range d.Challenges {
-		r.Header.Add("WWW-Authenticate", c)
+		h.Add("WWW-Authenticate", c)
 	}
 	if d.RetryAfter > 0 {
-		r.Header.Add("Retry-After", strconv.FormatInt(seconds(d.RetryAfter), 10))
+		h.Add("Retry-After", strconv.FormatInt(seconds(d.RetryAfter), 10))
 	}
-	return r
 }
 
 // seconds rounds up to whole seconds.
