@@ -288,7 +288,7 @@ func (n *Node) Run(ctx context.Context) error {
 	n.limiter.Leave(time.Now())
 	stop()
 	err = errors.Join(err, parts.Wait())
-	n.pool.Close()
+	n.pool.Cut()
 	// What is queued for a collector that does not answer is not worth a long wait.
 	last, cancelLast := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancelLast()
