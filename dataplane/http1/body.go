@@ -73,23 +73,15 @@ func (b *body) trailer() exchange.Header {
 }
 
 // Close ends reading, also a Read that waits in another goroutine: an upstream
-// that has answered early wants no more of the body. The connection ends then.
+// that has answered early wants no more of the body. What is left of it the
+// connection drops.
 func (b *body) Close() error {
-	if !b.mu.TryLock() {
-		b.wake()
-		return nil
-	}
-	defer b.mu.Unlock()
-	if b.err == nil {
-		b.err = errEnded
-	}
-	return nil
-}
-
-// wake ends a Read that waits.
-func (b *body) wake() {
 	b.ended.Store(true)
-	_ = b.conn.net.SetReadDeadline(past)
+	if !b.mu.TryLock() {
+		return b.conn.net.SetReadDeadline(past)
+	}
+	b.mu.Unlock()
+	return nil
 }
 
 // Buffered returns how many bytes Read returns without waiting.
@@ -97,7 +89,7 @@ func (b *body) Buffered() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.err != nil:
+	case b.err != nil || b.ended.Load():
 		return 0
 	case b.chunked:
 		return b.data
@@ -109,6 +101,9 @@ func (b *body) Buffered() int {
 func (b *body) Read(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if b.ended.Load() && b.err == nil {
+		return 0, errEnded
+	}
 	n, err := b.read(p)
 	if err == io.EOF {
 		b.told = true
@@ -224,10 +219,8 @@ func (b *body) long() bool {
 // at the next head, after what is left of the body has been dropped, if drain is
 // set.
 func (b *body) finish(drain bool) bool {
-	if !b.mu.TryLock() {
-		b.wake()
-		b.mu.Lock()
-	}
+	_ = b.Close()
+	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended.Store(false)
 	if b.err == nil && drain {

@@ -82,15 +82,16 @@ func (c *conn) serve() {
 	}
 }
 
-// one serves one request and tells whether there may be another.
-func (c *conn) one() bool {
+// one serves one request and tells whether there may be another, which is known
+// when all of this one has ended.
+func (c *conn) one() (more bool) {
 	settings := c.server.config.Settings()
 	raw, refused, err := c.nextHead(settings.HeaderLimit())
 	if err != nil {
 		return false
 	}
 	e := &c.exchange
-	defer c.end()
+	defer func() { more = c.end() }()
 	e.Context, e.Received = c.ctx, time.Now()
 	c.keep, c.reading = false, false
 	if refused == nil {
@@ -105,11 +106,12 @@ func (c *conn) one() bool {
 	}
 	c.last = time.Now()
 	c.respond(resp)
-	return c.keep
+	return
 }
 
-// end closes the exchange. Nothing of it may be used afterwards.
-func (c *conn) end() {
+// end closes the exchange and tells whether the connection stands at the next
+// head. Nothing of the exchange may be used afterwards.
+func (c *conn) end() bool {
 	c.since.Store(0)
 	c.mu.Lock()
 	c.interrupter = nil
@@ -127,6 +129,7 @@ func (c *conn) end() {
 	if c.keep {
 		c.compact()
 	}
+	return c.keep
 }
 
 // handle asks the handler.
