@@ -57,7 +57,9 @@ func (c *ClientConn) respond() (*exchange.Response, error) {
 		c.resp.Body.Trailer = c.trailer
 	}
 	c.resp.Body.Reader = (*clientBody)(c)
-	c.resp.Interrupt = c.interrupt
+	if !c.ended {
+		c.resp.Interrupt = c.interrupt
+	}
 	return &c.resp, nil
 }
 

@@ -101,6 +101,83 @@ func same(t *testing.T, s string, h *head, theirs http.Header) {
 	}
 }
 
+// dribble is a connection that gives its bytes in pieces, and then ends.
+type dribble struct {
+	script
+	size int
+}
+
+func (d *dribble) Write(p []byte) (int, error) { return len(p), nil }
+
+func (d *dribble) Read(p []byte) (int, error) {
+	if len(d.left) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, d.left[:min(d.size, len(d.left))])
+	d.left = d.left[n:]
+	return n, nil
+}
+
+// An answer that the client takes whole, net/http reads to the same status and
+// the same body; it is the same however it arrives.
+func FuzzClientAnswer(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nabc", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1\r\nc\r\n0\r\nX: y\r\n\r\n",
+		"HTTP/1.0 200\r\n\r\nuntil close", "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 404 x\r\nContent-Length: 0\r\n\r\nmore",
+	} {
+		f.Add(s, uint8(2), uint8(5))
+	}
+	f.Fuzz(func(t *testing.T, s string, size, room uint8) {
+		status, body, err := dribbled(s, len(s)+1, 4096)
+		again, bodyAgain, errAgain := dribbled(s, int(size)+1, int(room)+1)
+		if status != again || body != bodyAgain || (err == nil) != (errAgain == nil) {
+			t.Fatalf("%q: %d %q %v whole, %d %q %v in pieces", s, status, body, err, again, bodyAgain, errAgain)
+		}
+		if err != nil {
+			return
+		}
+		r := bufio.NewReader(strings.NewReader(s))
+		for {
+			resp, err := http.ReadResponse(r, &http.Request{Method: "GET"})
+			if err != nil {
+				t.Fatalf("%q: taken here, refused by net/http: %v", s, err)
+			}
+			if resp.StatusCode < 200 {
+				continue
+			}
+			theirs, err := io.ReadAll(resp.Body)
+			if err != nil || resp.StatusCode != status || string(theirs) != body {
+				t.Fatalf("%q: %d %q here, %d %q %v in net/http", s, status, body, resp.StatusCode, theirs, err)
+			}
+			return
+		}
+	})
+}
+
+func dribbled(s string, size, room int) (status int, body string, err error) {
+	c := NewClientConn(&dribble{script{left: []byte(s)}, size})
+	resp, err := c.Do(callFor("GET"))
+	if err != nil {
+		return 0, "", err
+	}
+	defer c.Finish()
+	if resp.Body.Reader == nil {
+		return resp.Status, "", nil
+	}
+	var text []byte
+	p := make([]byte, room)
+	for {
+		n, err := resp.Body.Reader.Read(p)
+		text = append(text, p[:n]...)
+		if err == io.EOF {
+			return resp.Status, string(text), nil
+		}
+		if err != nil {
+			return resp.Status, string(text), err
+		}
+	}
+}
+
 // What the scanner accepts, net/http decodes to the same bytes and the same end,
 // however it arrives.
 func FuzzChunks(f *testing.F) {
