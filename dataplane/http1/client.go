@@ -56,6 +56,8 @@ type Call struct {
 	Whole bool
 	// Now is the time; Deadline bounds the wait for the answer's head.
 	Now, Deadline time.Time
+	// Watch has the end of Context interrupt at once, not up to glance later.
+	Watch bool
 	// Idle bounds the silence within a body or on an upgraded connection; 0 does not.
 	Idle time.Duration
 }
@@ -150,6 +152,9 @@ func (c *ClientConn) do() (*exchange.Response, error) {
 	}
 	if !c.call.Now.Before(c.call.Deadline) {
 		return nil, ErrTimeout
+	}
+	if c.call.Watch {
+		c.watch()
 	}
 	if err := c.send(); err != nil {
 		return nil, err

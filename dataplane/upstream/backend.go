@@ -10,6 +10,7 @@ import (
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/http1"
+	"portcullis.dev/portcullis/dataplane/upstream/guard"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
@@ -23,6 +24,12 @@ const (
 // bodies are buffers for small bodies.
 var bodies = sync.Pool{New: func() any { return new([smallBody]byte) }}
 
+// errNobody is the error when there is nobody to ask.
+var errNobody = fmt.Errorf("%w: no endpoint is there to be asked", ErrUnavailable)
+
+// defaultSilence is Timeouts.idle.
+const defaultSilence = 5 * time.Minute
+
 // Backend is one of a route's: an upstream, and how the route uses it. It is
 // immutable and safe for concurrent use.
 type Backend struct {
@@ -30,57 +37,97 @@ type Backend struct {
 	chooser  *chooser
 	// Name of the upstream, for the record.
 	Name string
+
+	criticality    guard.Criticality
+	retries        *retries
+	hedging        *hedging
+	mirrors        []*Mirror
+	attempt, idle  time.Duration // attempt: 0 for none
+	deadlineHeader string
+	// direct: nothing of the route's asks for more than one attempt.
+	direct bool
 }
 
-// NewBackend makes a backend of the route, which is spec's. The upstream is the
-// caller's to release.
-func NewBackend(u *Upstream, _ *configv1.Route, b *configv1.Backend) *Backend {
-	return &Backend{upstream: u, chooser: u.chooser(b.GetSubset()), Name: b.GetUpstream()}
+// NewBackend makes a backend of the route, which is spec's. The upstream and the
+// mirrors' are the caller's to release.
+func NewBackend(u *Upstream, spec *configv1.Route, b *configv1.Backend, mirrors ...*Mirror) *Backend {
+	t := spec.GetTimeouts()
+	backend := &Backend{
+		upstream: u, chooser: u.chooser(b.GetSubset()), Name: b.GetUpstream(),
+		criticality: criticalityOf(spec.GetCriticality()), retries: retriesOf(spec.GetRetries()), hedging: hedgingOf(spec.GetHedging()), mirrors: mirrors,
+		attempt: t.GetAttempt().AsDuration(), idle: duration(t.GetIdle(), defaultSilence), deadlineHeader: t.GetDeadlineHeader(),
+	}
+	backend.direct = backend.retries == nil && backend.hedging == nil && len(mirrors) == 0 && backend.attempt == 0 && backend.deadlineHeader == ""
+	return backend
 }
 
-// Do sends the exchange's request to one endpoint and returns the head of the
+// Do sends the exchange's request to an endpoint and returns the head of its
 // answer; the body streams. The path, the query and the authority go out as they
-// stand in the request. The deadline bounds the wait for the head, not the body;
-// span, which is e.Context or derived from it, bounds both. When an endpoint
-// cannot be dialled, so that nothing of the request was sent, another is tried.
+// stand in the request. The deadline, or that of a gRPC caller when it is earlier,
+// bounds the wait for the head, not the body; span, which is e.Context or derived
+// from it, bounds both. When an endpoint cannot be connected to, so that nothing of
+// the request was sent, another is tried; whether it is sent more than once beyond
+// that is the route's to say.
 //
 // The response and all in it hold until the exchange's Done has run. The error
-// wraps ErrUnavailable, ErrTimeout, the error of the request's body reader, or
-// the cause of the context; nobody reads the request's body then.
+// wraps ErrUnavailable, ErrTimeout, ErrOverloaded, the error of the request's body
+// reader, or the cause of the context; nobody reads the request's body then.
 func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.Time) (*exchange.Response, error) {
-	call := http1.Call{Context: span, Request: &e.Request, Deadline: deadline}
+	u := b.upstream
+	if err := u.enter(b.criticality); err != nil {
+		return nil, err
+	}
+	e.Done = append(e.Done, u.left)
+	var began time.Time
+	if u.adapts {
+		began = time.Now()
+	}
+	grpc := isGRPC(&e.Request)
+	if grpc {
+		deadline = callersDeadline(e, deadline)
+	}
+	var a attempt
+	if b.direct && !grpc {
+		a = b.ask(e, span, deadline)
+	} else {
+		a = b.travel(e, span, deadline, grpc)
+	}
+	u.answered(u.pool.start, began, a.resp, a.err)
+	if a.err != nil {
+		return nil, a.err
+	}
+	a.keep(e)
+	b.chooser.bind(e, a.ep, a.resp)
+	return a.resp, nil
+}
+
+// ask sends the request as it stands, to others as long as none can be connected
+// to. It allocates nothing.
+func (b *Backend) ask(e *exchange.Exchange, span context.Context, deadline time.Time) attempt {
+	call := http1.Call{Context: span, Request: &e.Request, Deadline: deadline, Idle: b.idle}
 	if there(&e.Request.Body) {
 		buffer := bodies.Get().(*[smallBody]byte)
 		defer bodies.Put(buffer)
 		call.Body, call.Whole = buffer[:e.Request.Body.Length], true
 		if _, err := io.ReadFull(e.Request.Body.Reader, call.Body); err != nil {
-			return nil, fmt.Errorf("read request body: %w", err)
+			return attempt{err: fmt.Errorf("read request body: %w", err)}
 		}
 	}
 	var memory [maxAttempts]*endpoint
 	tried := memory[:0]
-	var err error
+	a := attempt{err: errNobody}
 	for len(tried) < maxAttempts {
 		ep := b.pick(e, span, deadline, tried)
 		if ep == nil {
 			break
 		}
 		tried = append(tried, ep)
-		var resp *exchange.Response
-		var done func(*exchange.Exchange)
-		if resp, done, err = ep.try(call); err == nil {
-			e.Done = append(e.Done, done, ep.end)
-			b.chooser.bind(e, ep, resp)
-			return resp, nil
-		}
-		if !errors.Is(err, errDial) || errors.Is(err, ErrTimeout) {
+		a = attempt{ep: ep}
+		if a.resp, a.done, a.err = ep.try(call); !undialled(a.err) || errors.Is(a.err, ErrTimeout) {
 			break
 		}
 	}
-	if err == nil {
-		err = fmt.Errorf("%w: no endpoint is there to be asked", ErrUnavailable)
-	}
-	return nil, err
+	return a
 }
 
 // pick chooses the endpoint for an exchange, other than those tried; nil when

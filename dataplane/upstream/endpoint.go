@@ -1,6 +1,7 @@
 package upstream
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/url"
@@ -9,6 +10,8 @@ import (
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/http1"
 	"portcullis.dev/portcullis/dataplane/upstream/balance"
+	"portcullis.dev/portcullis/dataplane/upstream/health"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
 // endpoint is one place where an upstream is served: what is known of it, and
@@ -24,8 +27,9 @@ type endpoint struct {
 	users int
 
 	// state is what balancing goes by; times are since start.
-	state *balance.State
-	start time.Time
+	state  *balance.State
+	health *health.Endpoint
+	start  time.Time
 	// end is ended for Exchange.Done, made once.
 	end func(*exchange.Exchange)
 }
@@ -87,16 +91,35 @@ func parseEndpoint(text string) (location, error) {
 func newEndpoint(p *Pool, key endpointKey, at location, s *settings) *endpoint {
 	ep := &endpoint{key: key, at: at, id: affinityID(p.config.AffinityKey, key), state: balance.NewState(time.Since(p.start)), start: p.start}
 	ep.end = func(*exchange.Exchange) { ep.ended() }
+	guards := p.guards[key.upstream]
 	dial := s.dial
 	if at.brought {
 		dial = s.dialResolved
 	}
-	ep.protocol = newHTTP1(dial, at, s)
+	if s.protocol == configv1.UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP2 {
+		ep.protocol = newHTTP2(guards.gate.around(dial), at, s)
+	} else {
+		ep.protocol = newHTTP1(dial, at, s, &guards.gate)
+	}
+	ep.health = guards.health.Add(targetOf(at, s, dial))
+	ep.state.SetUsable(time.Since(p.start), ep.usable())
 	return ep
 }
 
+// targetOf is where an endpoint's health is asked for.
+func targetOf(at location, s *settings, dial func(context.Context, string, string) (net.Conn, error)) health.Target {
+	t := health.Target{Address: at.address, Host: at.host, Dial: dial, HTTP2: s.protocol == configv1.UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP2}
+	if at.scheme == "https" {
+		t.TLS = s.tls.Clone()
+		if t.TLS.ServerName == "" {
+			t.TLS.ServerName = at.name
+		}
+	}
+	return t
+}
+
 // usable tells whether the endpoint is to be chosen.
-func (ep *endpoint) usable() bool { return true }
+func (ep *endpoint) usable() bool { return ep.health.Usable() }
 
 // outcome is what one attempt tells of an endpoint.
 type outcome struct {
@@ -118,6 +141,11 @@ func (ep *endpoint) learn(o outcome) {
 	if o.err != nil && !unwell {
 		// The client's doing tells nothing of the endpoint.
 		return
+	}
+	if unwell || o.status >= 500 {
+		ep.health.Failed(o.now, o.status, o.err)
+	} else {
+		ep.health.Succeeded(o.now)
 	}
 	unwell = unwell || o.status == 502 || o.status == 503 || o.status == 504
 	ep.state.Observe(o.now.Sub(ep.start), o.latency, unwell)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -29,6 +30,9 @@ type http1Trip struct {
 	at            location
 	tls           *tls.Config // nil for clear text
 	connect, keep time.Duration
+	gate          *gate
+	// waiting counts the requests that the gate keeps waiting for this endpoint.
+	waiting atomic.Int64
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -46,8 +50,9 @@ type http1Conn struct {
 	since time.Time // idle since then; guarded by http1Trip.mu
 }
 
-func newHTTP1(dial func(context.Context, string, string) (net.Conn, error), at location, s *settings) *http1Trip {
-	t := &http1Trip{dial: dial, at: at, connect: s.connect, keep: s.idle, live: map[*http1Conn]struct{}{}}
+func newHTTP1(dial func(context.Context, string, string) (net.Conn, error), at location, s *settings, g *gate) *http1Trip {
+	t := &http1Trip{dial: dial, at: at, connect: s.connect, keep: s.idle, gate: g, live: map[*http1Conn]struct{}{}}
+	g.join(t)
 	if at.scheme == "https" {
 		t.tls = s.tls.Clone()
 		if t.tls.ServerName == "" {
@@ -131,7 +136,8 @@ func (t *http1Trip) give(c *http1Conn) {
 	}
 	now := time.Now()
 	t.mu.Lock()
-	if t.retired || len(t.idle) == maxIdlePerEndpoint {
+	elsewhere := t.gate.waiting.Load() > 0 && t.waiting.Load() == 0
+	if t.retired || elsewhere || len(t.idle) == maxIdlePerEndpoint {
 		t.mu.Unlock()
 		t.forget(c)
 		c.Close()
@@ -143,6 +149,21 @@ func (t *http1Trip) give(c *http1Conn) {
 		t.sweepIn(t.keep)
 	}
 	t.mu.Unlock()
+	t.gate.free()
+}
+
+// evict implements evicter.
+func (t *http1Trip) evict() bool {
+	t.mu.Lock()
+	if len(t.idle) == 0 {
+		t.mu.Unlock()
+		return false
+	}
+	oldest := t.idle[0]
+	t.idle = append(t.idle[:0], t.idle[1:]...)
+	t.mu.Unlock()
+	t.close([]*http1Conn{oldest})
+	return true
 }
 
 // sweepIn has the idle connections swept; t.mu is held.
@@ -185,7 +206,9 @@ func (t *http1Trip) forget(c *http1Conn) {
 	delete(t.live, c)
 }
 
-// open makes a connection, before the connect timeout and the deadline.
+// open makes a connection, before the connect timeout and the deadline. Where the
+// circuit breaker bounds them it waits for its turn, and may come by one that has
+// become idle instead.
 func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 	at := call.Now.Add(t.connect)
 	if call.Deadline.Before(at) {
@@ -193,8 +216,17 @@ func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 	}
 	ctx, cancel := context.WithDeadlineCause(call.Context, at, errors.New("connecting took too long"))
 	defer cancel()
+	if !t.gate.begin() {
+		return nil, errPending
+	}
+	defer t.gate.over()
+	idle, err := t.pass(ctx, call)
+	if idle != nil || err != nil {
+		return idle, err
+	}
 	conn, err := t.shake(ctx)
 	if err != nil {
+		t.gate.leave()
 		switch {
 		case call.Context.Err() != nil:
 			return nil, fmt.Errorf("ask upstream: %w", context.Cause(call.Context))
@@ -203,12 +235,26 @@ func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 		}
 		return nil, fmt.Errorf("%w: %w", errDial, err)
 	}
-	c := &http1Conn{ClientConn: http1.NewClientConn(conn), trip: t}
+	c := &http1Conn{ClientConn: http1.NewClientConn(t.gate.count(conn)), trip: t}
 	c.done = func(*exchange.Exchange) { t.give(c) }
 	t.mu.Lock()
 	t.live[c] = struct{}{}
 	t.mu.Unlock()
 	return c, nil
+}
+
+// pass waits for the right to open a connection, or for one that has become idle.
+func (t *http1Trip) pass(ctx context.Context, call *http1.Call) (idle *http1Conn, err error) {
+	t.waiting.Add(1)
+	defer t.waiting.Add(-1)
+	_, err = t.gate.pass(ctx, func() bool {
+		idle = t.take(call)
+		return idle != nil
+	})
+	if err != nil && call.Context.Err() != nil {
+		err = fmt.Errorf("ask upstream: %w", context.Cause(call.Context))
+	}
+	return idle, err
 }
 
 func (t *http1Trip) shake(ctx context.Context) (net.Conn, error) {
@@ -241,6 +287,7 @@ func (t *http1Trip) retire() {
 	t.mu.Lock()
 	t.retired = true
 	t.mu.Unlock()
+	t.gate.quit(t)
 	t.closeIdle()
 }
 

@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/upstream/health"
 	"portcullis.dev/portcullis/dataplane/upstream/resolve"
 	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -62,10 +63,14 @@ type Pool struct {
 	start time.Time
 	// names looks up the names that endpoints come from.
 	names *resolve.Hub
+	// monitor finds out which endpoints are well; mirrors sends copies.
+	monitor *health.Monitor
+	mirrors mirrors
 
 	mu sync.Mutex
 	// Guarded by mu.
 	endpoints map[endpointKey]*endpoint
+	guards    map[config.Key]*guards
 	upstreams int
 }
 
@@ -73,7 +78,8 @@ type Pool struct {
 func NewPool(c Config) *Pool {
 	return &Pool{
 		config: c, start: time.Now(), names: resolve.NewHub(resolve.Config{Lookup: c.Lookup, Log: c.Log}),
-		endpoints: map[endpointKey]*endpoint{},
+		monitor:   health.New(health.Config{Log: c.Log}),
+		endpoints: map[endpointKey]*endpoint{}, guards: map[config.Key]*guards{},
 	}
 }
 
@@ -174,6 +180,7 @@ func (p *Pool) endpoint(upstream config.Key, at location, s *settings) *endpoint
 func (p *Pool) drop(ep *endpoint) {
 	if ep.users--; ep.users == 0 {
 		delete(p.endpoints, ep.key)
+		ep.health.Drop()
 		ep.protocol.retire()
 	}
 }
@@ -185,10 +192,14 @@ func (p *Pool) Users() int {
 	return p.upstreams
 }
 
-// Close closes all idle connections and ends the lookups of names. Requests in
-// flight go on.
+// Run checks the endpoints' health until ctx ends.
+func (p *Pool) Run(ctx context.Context) error { return p.monitor.Run(ctx) }
+
+// Close closes all idle connections and ends the lookups of names and what is sent
+// to mirrors. Other requests in flight go on.
 func (p *Pool) Close() {
 	p.names.Close()
+	p.mirrors.close()
 	for _, ep := range p.all() {
 		ep.protocol.closeIdle()
 	}

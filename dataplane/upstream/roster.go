@@ -31,6 +31,7 @@ type roster struct {
 	balance  balance.Config
 	hash     balance.Keys
 	affinity *affinity // nil: none
+	*protection
 	// sources are what the configuration lists; their watches are set by open.
 	sources []source
 	// stale is how many changes of usability nobody has taken over yet.

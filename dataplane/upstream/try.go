@@ -32,6 +32,8 @@ func (ep *endpoint) try(call http1.Call) (*exchange.Response, func(*exchange.Exc
 // stays as it is.
 func classify(err error) error {
 	switch {
+	case errors.Is(err, ErrOverloaded):
+		return err
 	case errors.Is(err, http1.ErrTimeout):
 		return fmt.Errorf("%w: %w", ErrTimeout, err)
 	case errors.Is(err, errDial), errors.Is(err, http1.ErrUnsent), errors.Is(err, http1.ErrNoAnswer), errors.Is(err, http1.ErrAnswer):

@@ -23,6 +23,7 @@ func (p *Pool) Acquire(key config.Key, spec *configv1.Upstream) (*Upstream, erro
 	if err != nil {
 		return nil, err
 	}
+	r.protection = p.protect(key, spec, r.refresh)
 	r.open()
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -35,6 +36,7 @@ func (p *Pool) Acquire(key config.Key, spec *configv1.Upstream) (*Upstream, erro
 func (u *Upstream) Release() {
 	u.release.Do(func() {
 		u.close()
+		u.pool.unprotect(u.protection)
 		p := u.pool
 		p.mu.Lock()
 		defer p.mu.Unlock()

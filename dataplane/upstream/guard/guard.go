@@ -78,6 +78,9 @@ func (b *Breaker) Enter(k Kind, l *Limits) bool {
 	return false
 }
 
+// TryEnter is Enter that counts no refusal, for who waits and asks again.
+func (b *Breaker) TryEnter(k Kind, l *Limits) bool { return b.gauges[k].Enter(l[k]) }
+
 // Leave undoes one Enter that returned true.
 func (b *Breaker) Leave(k Kind) { b.gauges[k].Leave() }
 

@@ -1,7 +1,9 @@
 package health
 
 import (
+	"context"
 	"crypto/tls"
+	"net"
 	"reflect"
 	"slices"
 	"sync"
@@ -18,6 +20,17 @@ type Target struct {
 	Host string
 	// TLS of a check; nil is clear text.
 	TLS *tls.Config
+	// HTTP2 is what an HTTP check speaks, by prior knowledge in clear text.
+	HTTP2 bool
+	// Dial opens the connections of checks; nil: TCP.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+}
+
+func (t *Target) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if t.Dial != nil {
+		return t.Dial(ctx, network, address)
+	}
+	return (&net.Dialer{}).DialContext(ctx, network, address)
 }
 
 type name struct {

@@ -32,18 +32,24 @@ func probe(ctx context.Context, c *Check, t Target) error {
 
 // probeTCP connects; with TLS it also shakes hands, without which nothing is served.
 func probeTCP(ctx context.Context, t Target) error {
-	conn, err := dial(ctx, t)
+	conn, err := connect(ctx, t)
 	if err != nil {
 		return err
 	}
 	return conn.Close()
 }
 
-func dial(ctx context.Context, t Target) (net.Conn, error) {
-	if t.TLS == nil {
-		return (&net.Dialer{}).DialContext(ctx, "tcp", t.Address)
+func connect(ctx context.Context, t Target) (net.Conn, error) {
+	conn, err := t.dial(ctx, "tcp", t.Address)
+	if err != nil || t.TLS == nil {
+		return conn, err
 	}
-	return (&tls.Dialer{Config: t.TLS}).DialContext(ctx, "tcp", t.Address)
+	secure := tls.Client(conn, t.TLS)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
 }
 
 // maxHead bounds the header of an answer in bytes.
@@ -51,23 +57,24 @@ const maxHead = 64 << 10
 
 func probeHTTP(ctx context.Context, c *Check, t Target) error {
 	transport := &http.Transport{
-		DialContext:            (&net.Dialer{}).DialContext,
-		TLSClientConfig:        t.TLS,
+		DialContext:            t.dial,
 		DisableKeepAlives:      true,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: maxHead,
 		Protocols:              new(http.Protocols),
 	}
-	transport.Protocols.SetHTTP1(true)
-	if t.TLS != nil {
-		// What is offered by ALPN is what is spoken; with a config of our own the
-		// transport does not add to it.
-		transport.TLSClientConfig = t.TLS.Clone()
-		transport.TLSClientConfig.NextProtos = []string{"http/1.1"}
-	}
+	transport.Protocols.SetHTTP1(!t.HTTP2)
+	transport.Protocols.SetHTTP2(t.HTTP2)
+	transport.Protocols.SetUnencryptedHTTP2(t.HTTP2)
 	scheme := "http"
 	if t.TLS != nil {
 		scheme = "https"
+		// What is offered by ALPN is what is spoken.
+		transport.TLSClientConfig = t.TLS.Clone()
+		transport.TLSClientConfig.NextProtos = []string{"http/1.1"}
+		if t.HTTP2 {
+			transport.TLSClientConfig.NextProtos = []string{"h2"}
+		}
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+t.Address+c.Path, nil)
 	if err != nil {
@@ -103,7 +110,7 @@ func probeGRPC(ctx context.Context, c *Check, t Target) error {
 	options := []grpc.DialOption{
 		grpc.WithTransportCredentials(secured), grpc.WithUserAgent("portcullis-health"), grpc.WithDisableServiceConfig(),
 		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
+			return t.dial(ctx, "tcp", address)
 		}),
 	}
 	if t.TLS == nil || t.TLS.ServerName == "" {

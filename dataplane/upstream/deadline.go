@@ -1,0 +1,78 @@
+package upstream
+
+import (
+	"strconv"
+	"strings"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
+)
+
+// isGRPC tells whether the request is one of gRPC.
+func isGRPC(r *exchange.Request) bool {
+	if r.Method != "POST" {
+		return false
+	}
+	const prefix = "application/grpc"
+	text, _ := r.Header.Lookup("Content-Type")
+	if len(text) < len(prefix) || !exchange.EqualFold(text[:len(prefix)], prefix) {
+		return false
+	}
+	return len(text) == len(prefix) || strings.IndexByte("+; ", text[len(prefix)]) >= 0
+}
+
+// Units of grpc-timeout (gRPC over HTTP/2, "Requests").
+var units = map[byte]time.Duration{
+	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+}
+
+// grpcTimeout reads a grpc-timeout; false when it is none: then it bounds nothing,
+// and the upstream will say so.
+func grpcTimeout(text string) (time.Duration, bool) {
+	if len(text) < 2 || len(text) > 9 {
+		return 0, false
+	}
+	digits, unit := text[:len(text)-1], units[text[len(text)-1]]
+	n, err := strconv.ParseUint(digits, 10, 64)
+	if err != nil || unit == 0 {
+		return 0, false
+	}
+	// Eight digits of hours do not fit.
+	if n > uint64(1<<63-1)/uint64(unit) {
+		return 1<<63 - 1, true
+	}
+	return time.Duration(n) * unit, true
+}
+
+// callersDeadline is the earlier of the deadline and what the caller of a gRPC
+// method allows.
+func callersDeadline(e *exchange.Exchange, deadline time.Time) time.Time {
+	text, ok := e.Request.Header.Lookup("Grpc-Timeout")
+	if !ok {
+		return deadline
+	}
+	if allowed, ok := grpcTimeout(text); ok && allowed < deadline.Sub(e.Received) {
+		return e.Received.Add(allowed)
+	}
+	return deadline
+}
+
+// grpcTimeoutText renders what is left, in milliseconds as far as eight digits
+// reach; never 0, which some servers take for none.
+func grpcTimeoutText(left time.Duration) string {
+	ms := max(1, left.Milliseconds())
+	if ms > 99_999_999 {
+		return strconv.FormatInt(min(ms/1000, 99_999_999), 10) + "S"
+	}
+	return strconv.FormatInt(ms, 10) + "m"
+}
+
+// tellDeadline writes how long the upstream has into the request.
+func tellDeadline(r *exchange.Request, header string, grpc bool, left time.Duration) {
+	switch {
+	case grpc:
+		r.Header.Set("Grpc-Timeout", grpcTimeoutText(left))
+	case header != "":
+		r.Header.Set(header, strconv.FormatInt(max(1, left.Milliseconds()), 10))
+	}
+}
