@@ -97,7 +97,7 @@ func (l *Listeners) peek(raw net.Conn, on *admission.Conn) {
 		_ = raw.Close()
 		return
 	}
-	if len(first) == len(preface) {
+	if string(first) == preface {
 		l.config.HTTP2.Serve(raw, on, first)
 		return
 	}
