@@ -157,7 +157,7 @@ func TestAffinity(t *testing.T) {
 			t.Fatalf("cookies %q", cookies)
 		}
 		value, attributes, _ := strings.Cut(cookies[1], ";")
-		if attributes != " Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure" || strings.Contains(value, "127") {
+		if attributes != " Path=/; HttpOnly; SameSite=Lax; Max-Age=3600; Secure" || strings.Contains(value, "127.0") {
 			t.Errorf("cookie %q", cookies[1])
 		}
 		for range 5 {

@@ -205,8 +205,9 @@ func (p *Pool) Close() {
 	}
 }
 
-// Cut closes all connections: requests in flight fail.
+// Cut is Close, and closes all other connections too: requests in flight fail.
 func (p *Pool) Cut() {
+	p.Close()
 	for _, ep := range p.all() {
 		ep.protocol.cut()
 	}
