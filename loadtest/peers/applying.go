@@ -4,7 +4,9 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -48,26 +50,22 @@ func (m *run) applyingTo(ctx context.Context, p peer) (ratio float64, note strin
 	if err != nil {
 		return 0, "", err
 	}
-	o, err := dialOperator(g.cluster.dir)
-	if err != nil {
-		return 0, "", err
-	}
-	defer o.close()
 	lasts := 2 * m.rig.options.duration
 	calm, err := m.paced(ctx, g.address, path, full.rate/2, lasts)
 	if err != nil {
 		return 0, "", err
 	}
-	applied, stop := make(chan applies, 1), make(chan struct{})
-	go func() { applied <- o.repeat(ctx, stop) }()
+	finish, err := m.reapplying(g.cluster)
+	if err != nil {
+		return 0, "", err
+	}
 	disturbed, err := m.paced(ctx, g.address, path, full.rate/2, lasts)
-	close(stop)
-	done := <-applied
-	if err := errors.Join(err, done.err); err != nil {
+	done, failed := finish()
+	if err := errors.Join(err, failed); err != nil {
 		return 0, "", err
 	}
 	note = fmt.Sprintf("%.0f requests/s, p99 %v undisturbed, %v disturbed; %d applies, %d routes changed by each, slowest until enforced %v", full.rate/2,
-		calm.P99.Round(time.Microsecond), disturbed.P99.Round(time.Microsecond), done.count, changedEach, done.slowest.Round(time.Millisecond))
+		calm.P99.Round(time.Microsecond), disturbed.P99.Round(time.Microsecond), done.Count, changedEach, done.Slowest.Round(time.Millisecond))
 	return float64(disturbed.P99) / float64(calm.P99), note, nil
 }
 
@@ -127,44 +125,84 @@ func (o *operator) close() { _ = o.conn.Close() }
 
 // applies is what a series of applies came to.
 type applies struct {
-	count   int
-	slowest time.Duration
-	err     error
+	Count   int           `json:"count"`
+	Slowest time.Duration `json:"slowest_ns"`
 }
 
-// repeat applies all routes every second until stop is closed; an apply that takes
-// longer delays the next.
-func (o *operator) repeat(ctx context.Context, stop <-chan struct{}) (done applies) {
+// reapplying starts an operator who applies all routes every second, as a process
+// that yields to load and upstream: they share its processor, and their delay
+// would be taken for the gateway's. The returned function ends it.
+func (m *run) reapplying(c *portcullis) (finish func() (applies, error), err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	p, err := launch(command{name: "reapply", args: []string{"nice", "-n", "19", self, "reapply", "-dir", c.dir}, cpus: m.rig.options.loadCPUs})
+	if err != nil {
+		return nil, err
+	}
+	return func() (done applies, err error) {
+		p.stop()
+		if err := json.Unmarshal([]byte(p.said.String()), &done); err != nil {
+			return done, fmt.Errorf("reapply: %s", &p.said)
+		}
+		return done, nil
+	}, nil
+}
+
+// reapply applies all routes of the set-up with 10,000 every second until ctx
+// ends, and prints what that came to; an apply that takes longer delays the next.
+func reapply(ctx context.Context, args []string, out io.Writer) error {
+	flags := flag.NewFlagSet("reapply", flag.ContinueOnError)
+	dir := flags.String("dir", "", "folder of the cluster")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	o, err := dialOperator(*dir)
+	if err != nil {
+		return err
+	}
+	defer o.close()
 	routes := make([]*configv1.Resource, setupMyriad.routes())
 	for i := range routes {
 		routes[i] = myriadRoute(i)
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	for {
+	for done := (applies{}); ; {
 		for i := range changedEach {
-			spec := routes[(done.count*changedEach+i)%len(routes)].GetRoute()
-			spec.Priority++
+			routes[(done.Count*changedEach+i)%len(routes)].GetRoute().Priority = int32(time.Now().UnixMicro() % 1_000_000_000)
 		}
-		began := time.Now()
-		resp, err := o.client.Apply(ctx, &adminv1.ApplyRequest{
-			Change: &adminv1.Change{Upserts: routes}, Reason: "peers", WaitFor: durationpb.New(10 * time.Second),
-		})
-		if err == nil && !resp.GetConvergence().GetConverged() {
-			err = fmt.Errorf("not converged: %v", resp.GetConvergence().GetBehind())
+		took, err := o.apply(ctx, routes)
+		switch {
+		case ctx.Err() != nil:
+			return json.NewEncoder(out).Encode(done)
+		case err != nil:
+			return err
 		}
-		if err != nil {
-			done.err = err
-			return done
-		}
-		done.count++
-		done.slowest = max(done.slowest, time.Since(began))
+		done.Count++
+		done.Slowest = max(done.Slowest, took)
 		select {
-		case <-stop:
-			return done
+		case <-ctx.Done():
+			return json.NewEncoder(out).Encode(done)
 		case <-tick.C:
 		}
 	}
+}
+
+// apply applies resources and returns after how long every node ran them.
+func (o *operator) apply(ctx context.Context, resources []*configv1.Resource) (time.Duration, error) {
+	began := time.Now()
+	resp, err := o.client.Apply(ctx, &adminv1.ApplyRequest{
+		Change: &adminv1.Change{Upserts: resources}, Reason: "peers", WaitFor: durationpb.New(10 * time.Second),
+	})
+	if err != nil {
+		return 0, err
+	}
+	if !resp.GetConvergence().GetConverged() {
+		return 0, fmt.Errorf("not converged: %v", resp.GetConvergence().GetBehind())
+	}
+	return time.Since(began), nil
 }
 
 // myriadRoute is route number i as the set-up's YAML has it.

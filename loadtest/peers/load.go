@@ -25,6 +25,8 @@ type shape struct {
 	bearer bool
 	// lines is a file of requests that are sent in turn: path, tab, token or nothing.
 	lines string
+	// distinct is how many there are.
+	distinct int
 	// h2 speaks HTTP/2 over TLS.
 	h2 bool
 }

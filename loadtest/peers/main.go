@@ -41,6 +41,8 @@ func dispatch(ctx context.Context, args []string) error {
 		switch args[0] {
 		case "upstream":
 			return serveUpstream(ctx, os.Stdout)
+		case "reapply":
+			return reapply(ctx, args[1:], os.Stdout)
 		case "pace":
 			return pace(ctx, args[1:], os.Stdout)
 		}

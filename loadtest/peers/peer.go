@@ -112,7 +112,7 @@ type view struct {
 	Prefix                       string
 	Routes                       []string
 	JWT, Limit, Full, TLS        bool
-	Certificate, Key             string
+	Certificate, Key, Both       string
 	Public, JWKS                 string
 	Issuer, Audience, Scope, Kid string
 	Lua, NDK                     string
@@ -128,7 +128,7 @@ func (r *rig) configure(name, source string, s setup, address string, change fun
 	}
 	v := view{
 		Listen: address, Upstream: r.upstream.address, Dir: dir, Prefix: s.prefix(0), JWT: s.authenticates(), Limit: s == setupLimit || s == setupFull,
-		Full: s == setupFull, TLS: s == setupTLS, Certificate: r.tokens.certificate, Key: r.tokens.key, Public: r.tokens.publicFile, JWKS: r.tokens.jwksFile,
+		Full: s == setupFull, TLS: s == setupTLS, Certificate: r.tokens.certificate, Key: r.tokens.key, Both: r.tokens.both, Public: r.tokens.publicFile, JWKS: r.tokens.jwksFile,
 		Issuer: issuerURL, Audience: audience, Scope: scope, Kid: keyID, Root: os.Geteuid() == 0,
 	}
 	for i := range s.routes() {

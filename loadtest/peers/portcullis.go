@@ -71,7 +71,7 @@ func (c *portcullis) start(ctx context.Context, r *rig, s setup, key string) (er
 	control, admin, bus := addresses[0], addresses[1], addresses[2]
 	// What the control plane does must not keep the load from being sent.
 	c.control, err = launch(command{name: "portcullis controlplane", dir: c.dir, cpus: r.options.loadCPUs, args: []string{
-		"nice", "-n", "10", r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
+		"nice", "-n", "19", r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
 		"--control-listen", control, "--admin-listen", admin, "--bus-listen", bus, "--log-level", "warn",
 	}})
 	if err != nil {

@@ -191,9 +191,10 @@ func (r *report) print(out io.Writer) error {
 	fmt.Fprintln(out)
 	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "SCENARIO\tPEER\tCPU µs\tOF IT KERNEL µs\tREQUESTS/s\tP50 µs\tP99 µs\tRSS MB")
+	var failed []string
 	for _, l := range r.Lines {
 		if l.CPU == nil {
-			fmt.Fprintf(table, "%s\t%s\tnot measured: %s\n", l.Title, l.Peer, l.Problem)
+			failed = append(failed, fmt.Sprintf("NOT MEASURED: %s, %s: %s\n", l.Title, l.Peer, l.Problem))
 			continue
 		}
 		fmt.Fprintf(table, "%s\t%s\t%s\t%.1f\t%s\t%s\t%s\t%.1f\t%s\n", l.Title, l.Peer, l.CPU.digits(1), l.System.Median, l.Rate.digits(0),
@@ -202,7 +203,7 @@ func (r *report) print(out io.Writer) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
-	fmt.Fprintln(out)
+	fmt.Fprintln(out, strings.Join(failed, ""))
 	fmt.Fprintln(table, "FIGURE\tTARGET\tMEASURED\tRESULT\tNOTE")
 	counts := map[string]int{}
 	for _, v := range r.Verdicts {

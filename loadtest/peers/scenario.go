@@ -33,7 +33,7 @@ func scenarios() []scenario {
 		{name: "routes-10k", title: "10,000 routes", setup: setupMyriad, path: smallPath},
 		{name: "jwt", title: "JWT RS256, same token", setup: setupJWT, path: smallPath, token: true},
 		{name: "jwt-10k", title: "JWT RS256, 10,000 tokens", setup: setupJWT, path: smallPath, tokens: true},
-		{name: "jwt-limit", title: "JWT + limit", setup: setupLimit, path: smallPath, token: true},
+		{name: "jwt-limit", title: "JWT + limit (ours is the cluster's)", setup: setupLimit, path: smallPath, token: true},
 		{name: "jwt-full", title: "JWT + revocation + scopes + cluster-wide limit + 1 % traces", setup: setupFull, path: smallPath, token: true},
 		{name: "tls", title: "TLS 1.3 + HTTP/2", setup: setupTLS, path: smallPath, h2: true},
 	}
@@ -44,8 +44,10 @@ func (r *rig) shape(s scenario) (out shape, err error) {
 	out = shape{path: s.setup.prefix(0) + s.path, bearer: s.token, h2: s.h2}
 	switch {
 	case s.tokens:
+		out.distinct = len(r.tokens.signed)
 		out.lines, err = r.list(s.name+".tsv", len(r.tokens.signed), func(i int) (string, string) { return out.path, r.tokens.signed[i] })
 	case s.setup.routes() > 1:
+		out.distinct = s.setup.routes()
 		out.lines, err = r.list(s.name+".tsv", s.setup.routes(), func(i int) (string, string) { return s.setup.prefix(i) + s.path, "" })
 	}
 	return out, err

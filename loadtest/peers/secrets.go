@@ -43,6 +43,8 @@ type tokens struct {
 	publicFile  string
 	certificate string
 	key         string
+	// both is certificate and key in one file.
+	both string
 }
 
 // newTokens makes a key, so many tokens, and a certificate for the scenarios with
@@ -55,6 +57,7 @@ func newTokens(dir string, count int) (*tokens, error) {
 	t := &tokens{
 		signed: make([]string, count), jwksFile: filepath.Join(dir, "jwks.json"), publicFile: filepath.Join(dir, "issuer.pem"),
 		certificate: filepath.Join(dir, "server.pem"), key: filepath.Join(dir, "server.key"),
+		both: filepath.Join(dir, "both.pem"),
 	}
 	var signing errgroup.Group
 	signing.SetLimit(8)
@@ -129,7 +132,11 @@ func (t *tokens) writeCertificate() error {
 	if err := writePEM(t.certificate, "CERTIFICATE", certificate); err != nil {
 		return err
 	}
-	return writePEM(t.key, "PRIVATE KEY", private)
+	if err := writePEM(t.key, "PRIVATE KEY", private); err != nil {
+		return err
+	}
+	both := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificate})
+	return os.WriteFile(t.both, append(both, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})...), 0o600)
 }
 
 func writePEM(name, kind string, der []byte) error {
