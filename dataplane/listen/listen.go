@@ -1,16 +1,16 @@
 // Package listen owns the sockets that clients connect to, and their life: it
-// accepts, hands each connection to the front end that speaks its protocol, and
-// drains. It knows nothing of HTTP but how a front end is served and stopped.
+// accepts, shakes hands in TLS under the certificate that the client's name calls
+// for, hands each connection to the front end that speaks its protocol, and
+// drains. What is spoken on a socket comes from the Gateway's listeners and may
+// change while it is open. It knows nothing of HTTP but how a front end is served
+// and stopped, and the one path at which ACME authorities ask.
 package listen
 
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -31,15 +31,15 @@ type Front interface {
 	Cut()
 }
 
-// Config of Run.
+// Config of Listeners.
 type Config struct {
-	// Grace is how long a draining listener goes on accepting, so that balancers
-	// notice that it is not ready; each answer closes its connection.
+	// Grace is how long a draining node goes on accepting, so that balancers notice
+	// that it is not ready; each answer closes its connection.
 	Grace time.Duration
 	// Drain bounds the wait, after Grace, for requests and upgraded connections
 	// in flight; 0 means 30s.
 	Drain time.Duration
-	// Log gets what goes wrong with accepting; nil discards it.
+	// Log gets what cannot be said to a client; nil discards it.
 	Log *slog.Logger
 
 	// HTTP1 serves HTTP/1.1; required by New.
@@ -80,100 +80,14 @@ const (
 // the drain.
 var ErrCut = errors.New("requests in flight were cut")
 
-// Run serves the listener, which it closes, until ctx ends; then it drains. It
-// returns when all connections are closed: nil, ErrCut, or the listener's error.
+// Run serves one socket in clear text, as Listeners.Run does.
 func Run(ctx context.Context, ln net.Listener, front Front, c Config) error {
-	if c.Drain <= 0 {
-		c.Drain = defaultDrain
+	c.HTTP1 = front
+	l, err := New(c, map[string]net.Listener{HTTP: ln})
+	if err != nil {
+		return err
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	a := &acceptor{ln: ln, front: front, log: c.Log, stop: make(chan struct{})}
-	accepted := make(chan error, 1)
-	go func() { accepted <- a.run() }()
-	select {
-	case err := <-accepted:
-		_ = ln.Close()
-		front.Cut()
-		a.serving.Wait()
-		return fmt.Errorf("serve %v: %w", ln.Addr(), err)
-	case <-ctx.Done():
-	}
-	front.Goodbye()
-	if c.Grace > 0 {
-		grace := time.NewTimer(c.Grace)
-		defer grace.Stop()
-		select {
-		case err := <-accepted:
-			accepted <- err
-		case <-grace.C:
-		}
-	}
-	close(a.stop)
-	_ = ln.Close()
-	<-accepted
-	return a.finish(c.Drain)
-}
-
-// acceptor is one listener at work.
-type acceptor struct {
-	ln      net.Listener
-	front   Front
-	log     *slog.Logger
-	stop    chan struct{}
-	serving sync.WaitGroup
-	open    atomic.Int64
-}
-
-// finish ends what is still open after the listener is closed.
-func (a *acceptor) finish(patience time.Duration) error {
-	a.front.Drain()
-	empty := make(chan struct{})
-	go func() {
-		a.serving.Wait()
-		close(empty)
-	}()
-	late := time.NewTimer(patience)
-	defer late.Stop()
-	select {
-	case <-empty:
-		return nil
-	case <-late.C:
-	}
-	left := a.open.Load()
-	a.front.Cut()
-	<-empty
-	return fmt.Errorf("%w: %d connections", ErrCut, left)
-}
-
-// run hands over connections until the listener fails for good or stop is closed.
-func (a *acceptor) run() error {
-	pause := firstPause
-	for {
-		c, err := a.ln.Accept()
-		if err == nil {
-			pause = firstPause
-			a.open.Add(1)
-			a.serving.Go(func() {
-				defer a.open.Add(-1)
-				a.front.Serve(c, &admission.Conn{Peer: admission.PeerOf(c.RemoteAddr().String())}, nil)
-			})
-			continue
-		}
-		if !passing(err) {
-			return err
-		}
-		a.log.Warn("accepting pauses", "error", err, "pause", pause)
-		timer := time.NewTimer(pause)
-		select {
-		case <-a.stop:
-			timer.Stop()
-			return err
-		case <-timer.C:
-		}
-		pause = min(2*pause, lastPause)
-	}
+	return l.Run(ctx)
 }
 
 // passing tells whether an accept failed for a want that passes: of descriptors

@@ -10,9 +10,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -21,6 +23,7 @@ import (
 	"portcullis.dev/portcullis/controlplane"
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/dataplane"
+	"portcullis.dev/portcullis/dataplane/listen"
 	"portcullis.dev/portcullis/pkg/bus"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
@@ -37,11 +40,16 @@ type Config struct {
 	// Listen is the first node's address; default 127.0.0.1:0. Each further node
 	// takes the next free port, or any when the first one's is 0.
 	Listen string
+	// Sockets are addresses by the sockets' names, "http" too unless Listen says it;
+	// further nodes as for Listen. With some, Listen has no default.
+	Sockets map[string]string
 	// AdminListen is the admin API's address; default 127.0.0.1:0.
 	AdminListen string
 	// MetricsListen is the first node's address for metrics and probes, further
 	// nodes as for Listen; empty: none.
 	MetricsListen string
+	// Zone is where the nodes stand; may be empty.
+	Zone string
 	// Telemetry is where traces and metrics go.
 	Telemetry telemetry.Config
 	// AccessLog gets every node's access log; nil: none is written.
@@ -86,7 +94,9 @@ type Cluster struct {
 
 // member is one node's place in the cluster; the node in it comes and goes.
 type member struct {
-	name, address, metrics string
+	name, metrics string
+	// sockets are addresses by name.
+	sockets map[string]string
 
 	// mu guards the addresses too; they are read without it by the goroutine that
 	// starts and stops the node.
@@ -101,8 +111,15 @@ func Start(ctx context.Context, cfg Config) (*Cluster, error) {
 	if cfg.Nodes <= 0 {
 		cfg.Nodes = 1
 	}
-	if cfg.Listen == "" {
+	if cfg.Listen == "" && len(cfg.Sockets) == 0 {
 		cfg.Listen = "127.0.0.1:0"
+	}
+	cfg.Sockets = maps.Clone(cfg.Sockets)
+	if cfg.Sockets == nil {
+		cfg.Sockets = map[string]string{}
+	}
+	if cfg.Listen != "" {
+		cfg.Sockets[listen.HTTP] = cfg.Listen
 	}
 	if cfg.AdminListen == "" {
 		cfg.AdminListen = "127.0.0.1:0"
@@ -220,13 +237,14 @@ func (c *Cluster) background(f func(context.Context) error) (stop func() error) 
 }
 
 func (c *Cluster) addNode(ctx context.Context, i int) error {
-	m := &member{name: fmt.Sprintf("node-%d", i+1), address: c.cfg.Listen, metrics: c.cfg.MetricsListen}
+	m := &member{name: fmt.Sprintf("node-%d", i+1), sockets: maps.Clone(c.cfg.Sockets), metrics: c.cfg.MetricsListen}
 	if i > 0 {
-		m.address = c.nodes[i-1].address
-		m.metrics = c.nodes[i-1].metrics
-		if c.cfg.Listen == "127.0.0.1:0" {
-			m.address = c.cfg.Listen
+		for name, address := range c.cfg.Sockets {
+			if _, port, err := net.SplitHostPort(address); err != nil || port != "0" {
+				m.sockets[name] = c.nodes[i-1].sockets[name]
+			}
 		}
+		m.metrics = c.nodes[i-1].metrics
 		if c.cfg.MetricsListen == "127.0.0.1:0" {
 			m.metrics = c.cfg.MetricsListen
 		}
@@ -239,37 +257,45 @@ func (c *Cluster) addNode(ctx context.Context, i int) error {
 // token; later it comes back with its identity and its port.
 func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	m := c.nodes[i]
-	listen := func(address string) (net.Listener, error) {
+	open := func(address string) (net.Listener, error) {
 		if m.node != nil {
 			return listenAgain(ctx, address)
 		}
 		return listenFrom(ctx, address, i > 0)
 	}
-	listener, err := listen(m.address)
-	if err != nil {
-		return err
+	sockets := map[string]net.Listener{}
+	// In order, so that it is the same each time who gets which port.
+	for _, name := range slices.Sorted(maps.Keys(m.sockets)) {
+		listener, err := open(m.sockets[name])
+		if err != nil {
+			return errors.Join(err, closeAll(sockets, nil))
+		}
+		sockets[name] = listener
 	}
 	var metrics net.Listener
 	if m.metrics != "" {
-		if metrics, err = listen(m.metrics); err != nil {
-			return errors.Join(err, listener.Close())
+		var err error
+		if metrics, err = open(m.metrics); err != nil {
+			return errors.Join(err, closeAll(sockets, nil))
 		}
 	}
 	m.mu.Lock()
-	m.address = listener.Addr().String()
+	for name, listener := range sockets {
+		m.sockets[name] = listener.Addr().String()
+	}
 	if metrics != nil {
 		m.metrics = metrics.Addr().String()
 	}
 	m.mu.Unlock()
 	dir := filepath.Join(c.cfg.Dir, "nodes", m.name)
 	cfg := dataplane.Config{
-		Name: m.name, DataDir: dir, Control: []string{c.planeAddress}, Listener: listener, Metrics: metrics,
+		Name: m.name, DataDir: dir, Zone: c.cfg.Zone, Control: []string{c.planeAddress}, Listeners: sockets, Metrics: metrics,
 		Bus: bus.NATSConfig{Server: c.server}, Telemetry: c.cfg.Telemetry, AccessLog: c.cfg.AccessLog,
 		Drain: c.cfg.Drain, Release: c.cfg.Release, Log: c.cfg.Log.With("node", m.name),
 	}
 	if _, err := os.Stat(filepath.Join(dir, "identity")); errors.Is(err, os.ErrNotExist) {
 		if cfg.JoinToken, err = c.plane.JoinToken(ctx, time.Minute); err != nil {
-			return errors.Join(err, closeAll(listener, metrics))
+			return errors.Join(err, closeAll(sockets, metrics))
 		}
 	}
 	if c.cfg.Adjust != nil {
@@ -277,7 +303,7 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	}
 	node, err := dataplane.New(ctx, cfg)
 	if err != nil {
-		return errors.Join(err, closeAll(listener, metrics))
+		return errors.Join(err, closeAll(sockets, metrics))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -285,12 +311,13 @@ func (c *Cluster) StartNode(ctx context.Context, i int) error {
 	return nil
 }
 
-func closeAll(listeners ...net.Listener) error {
+func closeAll(sockets map[string]net.Listener, metrics net.Listener) error {
 	var errs []error
-	for _, l := range listeners {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
+	for _, l := range sockets {
+		errs = append(errs, l.Close())
+	}
+	if metrics != nil {
+		errs = append(errs, metrics.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -403,12 +430,23 @@ func (c *Cluster) Stop() error {
 // Failed receives the error of a part that has ended by itself.
 func (c *Cluster) Failed() <-chan error { return c.failed }
 
-// Addresses returns where the nodes serve clients.
+// Addresses returns where the nodes serve clients, on the sockets named "http".
 func (c *Cluster) Addresses() []string {
 	var all []string
 	for _, m := range c.nodes {
 		m.mu.Lock()
-		all = append(all, m.address)
+		all = append(all, m.sockets[listen.HTTP])
+		m.mu.Unlock()
+	}
+	return all
+}
+
+// Sockets returns where the nodes serve clients, by the sockets' names.
+func (c *Cluster) Sockets() []map[string]string {
+	var all []map[string]string
+	for _, m := range c.nodes {
+		m.mu.Lock()
+		all = append(all, maps.Clone(m.sockets))
 		m.mu.Unlock()
 	}
 	return all

@@ -286,7 +286,8 @@ func (c *cli) dataplane() *cobra.Command {
 	var f runFlags
 	var nats externalFlags
 	var cfg dataplane.Config
-	var listen, metrics, debug, token string
+	var listen []string
+	var metrics, debug, token string
 	cmd := &cobra.Command{
 		Use: "dataplane", Short: "Run one node", Args: cobra.NoArgs,
 		Long: `Run one node.
@@ -294,7 +295,7 @@ func (c *cli) dataplane() *cobra.Command {
 The first start needs a join token (portcullis join-token create), which is used
 up; after that the node's identity lies in its data directory and renews itself.
 With every control plane down a node starts from its sealed last-known-good copy.`,
-		Example: "  portcullis join-token create | portcullis dataplane --control 10.0.0.5:8443 --listen :8080 --join-token -",
+		Example: "  portcullis join-token create | portcullis dataplane --control 10.0.0.5:8443 --listen :8080 --listen https=:8443 --join-token -",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var err error
 			if cfg.JoinToken, err = joinTokenOf(cmd, token); err != nil {
@@ -317,12 +318,13 @@ With every control plane down a node starts from its sealed last-known-good copy
 	flags.StringVar(&cfg.DataDir, "data-dir", "portcullis-node", "where identity and last-known-good copies are kept")
 	flags.StringSliceVar(&cfg.Control, "control", []string{"127.0.0.1:8443"}, "address of a control plane; may be repeated")
 	flags.StringVar(&token, "join-token", "", "join token: env:NAME, file:PATH or '-' for standard input; only needed the first time")
-	flags.StringVar(&listen, "listen", "127.0.0.1:8080", "address for clients")
+	flags.StringSliceVar(&listen, "listen", []string{"127.0.0.1:8080"}, listenUsage)
 	flags.StringVar(&metrics, "metrics-listen", "127.0.0.1:9464", "address of metrics and probes (/metrics, /readyz, /livez); empty: none")
 	flags.StringVar(&debug, "debug-listen", "", "loopback address of profiles (/debug/pprof/), for finding out where time goes (default: none)")
 	flags.StringSliceVar(&nats.urls, "nats-urls", nil, "external NATS (default: where the control plane says)")
 	flags.StringVar(&nats.credentials, "nats-credentials", "", "NATS credentials file")
 	nats.add(cmd, "nats", "NATS")
+	flags.StringVar(&cfg.Zone, "zone", "", zoneUsage)
 	flags.DurationVar(&cfg.Grace, "drain-grace", 0, "how long a stopping node goes on accepting, so that balancers notice")
 	f.add(cmd)
 	f.addNode(cmd)
@@ -344,7 +346,11 @@ func joinTokenOf(cmd *cobra.Command, where string) (string, error) {
 	return "", errors.New("--join-token: expected env:NAME, file:PATH or '-', so that no process list shows the token")
 }
 
-func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *runFlags, listen, metrics string) error {
+func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *runFlags, listen []string, metrics string) error {
+	addresses, err := parseListen(listen)
+	if err != nil {
+		return err
+	}
 	log, err := f.logger(cmd.ErrOrStderr())
 	if err != nil {
 		return err
@@ -364,17 +370,17 @@ func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *runFlags, listen,
 		return err
 	}
 	defer unlock()
-	if cfg.Listener, err = net.Listen("tcp", listen); err != nil {
-		return explainListen(err)
+	if cfg.Listeners, err = openSockets(addresses); err != nil {
+		return err
 	}
 	if metrics != "" {
 		if cfg.Metrics, err = net.Listen("tcp", metrics); err != nil {
-			return errors.Join(explainListen(err), cfg.Listener.Close())
+			return errors.Join(explainListen(err), closeSockets(cfg.Listeners))
 		}
 	}
 	node, err := dataplane.New(cmd.Context(), cfg)
 	if err != nil {
-		err = errors.Join(err, cfg.Listener.Close())
+		err = errors.Join(err, closeSockets(cfg.Listeners))
 		if cfg.Metrics != nil {
 			err = errors.Join(err, cfg.Metrics.Close())
 		}

@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"portcullis.dev/portcullis/dataplane/listen"
 	"portcullis.dev/portcullis/deploy/cluster"
 	"portcullis.dev/portcullis/pkg/telemetry"
 )
@@ -31,6 +34,8 @@ func (f *runFlags) add(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.logFormat, "log-format", "text", "text or json")
 	cmd.Flags().StringVar(&f.otlp, "otlp-endpoint", "", "OpenTelemetry collector, e.g. http://127.0.0.1:4317 (default $OTEL_EXPORTER_OTLP_ENDPOINT)")
 }
+
+const zoneUsage = "where the node stands, for upstreams with balance.zoneAware, e.g. eu-1a"
 
 func (f *runFlags) addNode(cmd *cobra.Command) {
 	cmd.Flags().StringVar(&f.accessLog, "access-log", "", "file for the JSON access log; '-' is standard output (default: none)")
@@ -79,6 +84,7 @@ func (c *cli) standalone() *cobra.Command {
 	var flags runFlags
 	var cfg cluster.Config
 	var demo bool
+	var listen []string
 	cmd := &cobra.Command{
 		Use: "standalone", Short: "Run a whole cluster in one process", Args: cobra.NoArgs,
 		Long: `Run a whole cluster in one process: a control plane with an embedded store and
@@ -95,6 +101,9 @@ password anywhere.`,
 			}
 			if cfg.Nodes < 1 || cfg.Nodes > 64 {
 				return fmt.Errorf("--nodes %d: expected 1 to 64", cfg.Nodes)
+			}
+			if cfg.Sockets, err = parseListen(listen); err != nil {
+				return err
 			}
 			if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 				return fmt.Errorf("--data-dir: %w", err)
@@ -120,10 +129,11 @@ password anywhere.`,
 		},
 	}
 	cmd.Flags().StringVar(&cfg.Dir, "data-dir", "portcullis-data", "where store, keys and context are kept")
-	cmd.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:8080", "address of the first node; each further one takes the next free port")
+	cmd.Flags().StringSliceVar(&listen, "listen", []string{"127.0.0.1:8080"}, listenUsage+". It is the first node's; each further node takes the next free port")
 	cmd.Flags().StringVar(&cfg.AdminListen, "admin-listen", "127.0.0.1:8081", "address of the admin API")
 	cmd.Flags().StringVar(&cfg.MetricsListen, "metrics-listen", "127.0.0.1:9464", "address of the first node's metrics and probes; each further one takes the next free port; empty: none")
 	cmd.Flags().IntVar(&cfg.Nodes, "nodes", 1, "how many nodes")
+	cmd.Flags().StringVar(&cfg.Zone, "zone", "", zoneUsage)
 	cmd.Flags().BoolVar(&demo, "demo", false, "start two demo upstreams and apply a sample configuration")
 	cmd.Flags().BoolVar(&cfg.AllowLoopbackJWKS, "allow-loopback-jwks", false, "fetch issuers' keys over http from loopback, for development")
 	cmd.Flags().BoolVar(&cfg.ACME.AllowLoopback, "allow-loopback-acme", false, "let the directories of certificate authorities be on loopback, for development")
@@ -181,8 +191,14 @@ func keepContext(path string, c *cluster.Cluster) error {
 
 func announce(w io.Writer, c *cluster.Cluster, contextPath string, took time.Duration) {
 	fmt.Fprintf(w, "ready in %s\n", milliseconds(took))
-	for i, address := range c.Addresses() {
-		fmt.Fprintf(w, "  node %d    http://%s\n", i+1, address)
+	for i, sockets := range c.Sockets() {
+		for _, name := range slices.Sorted(maps.Keys(sockets)) {
+			if name == listen.HTTP {
+				fmt.Fprintf(w, "  node %d    http://%s\n", i+1, sockets[name])
+			} else {
+				fmt.Fprintf(w, "  node %d    %s=%s\n", i+1, name, sockets[name])
+			}
+		}
 	}
 	for _, address := range c.MetricsAddresses() {
 		fmt.Fprintf(w, "  metrics   http://%s/metrics\n", address)
