@@ -1,9 +1,11 @@
 package gateway
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
+	"net/http"
 	"testing"
 	"time"
 
@@ -97,4 +99,50 @@ func BenchmarkForward(b *testing.B) {
 			exchange()
 		}
 	})
+}
+
+// An upstream that answers before it has the body is heard at once, and whoever
+// reads the rest of the body in its name is not waited for.
+func TestAnEarlyAnswerReachesTheClient(t *testing.T) {
+	r := newRig(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	origin := make(chan struct{})
+	go func() {
+		defer close(origin)
+		c, err := ln.Accept()
+		if err != nil {
+			return
+		}
+		defer c.Close()
+		br := bufio.NewReader(c)
+		if _, err := http.ReadRequest(br); err != nil {
+			return
+		}
+		_, _ = io.WriteString(c, "HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+		_, _ = io.Copy(io.Discard, br)
+	}()
+	t.Cleanup(func() { ln.Close(); <-origin })
+	r.apply(doc("Route", "default", "a", `{public: true, backends: [{upstream: up}]}`) + upstreamAt("up", "http://"+ln.Addr().String()))
+	c, err := net.Dial("tcp", r.serve())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(patience))
+	_, _ = io.WriteString(c, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\nbegin")
+	br := bufio.NewReader(c)
+	resp, err := http.ReadResponse(br, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if body, err := io.ReadAll(resp.Body); resp.StatusCode != 413 || string(body) != "no" || err != nil || !resp.Close {
+		t.Errorf("%d %q close=%t %v", resp.StatusCode, body, resp.Close, err)
+	}
+	begun := time.Now()
+	if _, err := br.ReadByte(); err == nil || time.Since(begun) > 5*time.Second {
+		t.Errorf("the connection is left open: %v after %v", err, time.Since(begun))
+	}
 }

@@ -206,10 +206,11 @@ func (b *body) broken() bool {
 	return b.err != nil && b.err != io.EOF
 }
 
-// long tells whether more is to come than is worth reading.
+// long tells whether more is to come than is worth reading. While somebody waits
+// for it in vain, it is: the client would be waited for after its answer.
 func (b *body) long() bool {
 	if !b.mu.TryLock() {
-		return false
+		return true
 	}
 	defer b.mu.Unlock()
 	return !b.chunked && b.err == nil && b.left > drainLimit
