@@ -7,8 +7,9 @@ TOOLS := go tool -modfile=proto/tools.mod
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 LDFLAGS := -s -w -X main.release=$(VERSION)
 FUZZTIME ?= 20s
+SCENARIO ?= plain
 
-.PHONY: help run build test slow bench peers fuzz golden generate lint
+.PHONY: help run build test slow bench load peers fuzz golden generate lint
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +31,9 @@ bench: ## Measure every figure that has a target and print the table
 
 peers: ## Measure side by side with other gateways, those that are installed (under 20 minutes); ARGS are its flags
 	go run ./loadtest/peers $(ARGS)
+
+load: ## Run the scenario SCENARIO (plain) of loadtest/scenarios and hold it to its budgets; ARGS are further flags
+	go run ./loadtest/load $(ARGS) $(SCENARIO)
 
 fuzz: ## Run each fuzz target for FUZZTIME (20s)
 	@set -e; for pkg in $$(grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u); do \
