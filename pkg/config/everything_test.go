@@ -33,7 +33,7 @@ spec:
         request: {remove: [X-Debug], set: {X-Env: " prod"}, add: {Via: gw}}
     - apiKey: {header: X-Key}
     - rateLimit: {limits: [{requests: 1, window: 1d, burst: 7}], onPartition: strict}
-  backends: [{upstream: up, weight: 0}]
+  backends: [{upstream: up, weight: 0, subset: {version: "2"}}]
   priority: -5
   timeouts: {request: 5s, attempt: 2s, idle: 10m, deadlineHeader: X-Timeout-Ms}
   retries: {attempts: 2, "on": [reset, unavailable, server_error, timeout], statuses: [409], nonIdempotent: true, backoff: 10ms}
@@ -76,6 +76,22 @@ spec:
     pins: [AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=]
   timeouts: {connect: 250ms, idle: 1m30s}
   shared: true
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: balanced}
+spec:
+  endpoints:
+    - {url: "http://_http._tcp.orders.internal", resolve: service, zone: eu-1a}
+    - {url: "http://orders.internal:8080", resolve: addresses}
+  balance:
+    algorithm: bounded_load
+    hash: [{header: X-Tenant}, {cookie: sid}, {claim: org.id}, {address: true}]
+    loadFactor: 1.5
+    slowStart: 30s
+    zoneAware: true
+    affinity: {cookie: stick, maxAge: 1h}
+  dns: {refresh: 30s, server: "10.0.0.2:53"}
 ---
 apiVersion: portcullis.dev/v1
 kind: Issuer

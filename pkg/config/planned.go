@@ -16,17 +16,12 @@ func planned() []protoreflect.FullName {
 		v1 + "Timeouts.attempt",
 		v1 + "Timeouts.idle",
 		v1 + "Timeouts.deadline_header",
-		v1 + "Backend.subset",
-		v1 + "Endpoint.resolve",
-		v1 + "Endpoint.zone",
 		v1 + "Upstream.protocol",
-		v1 + "Upstream.balance",
 		v1 + "Upstream.health_check",
 		v1 + "Upstream.outlier_detection",
 		v1 + "Upstream.circuit_breaker",
 		v1 + "Upstream.adaptive_concurrency",
 		v1 + "Upstream.retry_budget",
 		v1 + "Upstream.panic_threshold",
-		v1 + "Upstream.dns",
 	}
 }
