@@ -73,6 +73,9 @@ func (r *rig) forwarded(b testing.TB, claims map[string]any, answer string, run 
 var manyScopes = map[string]any{"scope": "orders:read orders:write", "roles": []string{"a", "b"}, "groups": []string{"x,y", "z"}}
 
 func TestForwardingAllocatesNothing(t *testing.T) {
+	if raced {
+		t.Skip("sync.Pool forgets under the race detector")
+	}
 	for name, answer := range map[string]string{
 		"length":  "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello",
 		"chunked": "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -83,7 +86,7 @@ func TestForwardingAllocatesNothing(t *testing.T) {
 			for range decisionSlots + 3 { // the ring is warm then
 				exchange()
 			}
-			if n := testing.AllocsPerRun(1000, exchange); n != 0 && !raced {
+			if n := testing.AllocsPerRun(1000, exchange); n != 0 {
 				t.Errorf("%s: %v allocations from the head of the request to the end of the answer", name, n)
 			}
 		})
