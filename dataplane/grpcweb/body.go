@@ -29,7 +29,10 @@ func (f *framer) Read(p []byte) (int, error) {
 		}
 		f.ended = true
 		if f.from.Trailer != nil {
-			f.tail = frame(f.from.Trailer())
+			// Without any, the status stands in the head.
+			if trailer := f.from.Trailer(); trailer.Len() > 0 {
+				f.tail = frame(trailer)
+			}
 		}
 		if n > 0 || len(p) == 0 {
 			return n, nil

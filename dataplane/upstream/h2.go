@@ -15,6 +15,7 @@ import (
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/http1"
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
 const (
@@ -225,6 +226,11 @@ func (t *http2Trip) cut() {
 	for _, c := range conns {
 		_ = c.Close()
 	}
+}
+
+// HTTP2 tells whether the upstream speaks HTTP/2.
+func (b *Backend) HTTP2() bool {
+	return b.upstream.settings.protocol == configv1.UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP2
 }
 
 // trip is one request on one of the connections.
