@@ -401,3 +401,39 @@ func TestServicesHavePrioritiesAndWeights(t *testing.T) {
 		t.Errorf("the next priority is not asked: %v", dialled)
 	}
 }
+
+// TestUsabilityIsTakenOver: what health finds out reaches the choice, both ways.
+func TestUsabilityIsTakenOver(t *testing.T) {
+	urls := servers(t, "a", "b")
+	spec := &configv1.Upstream{Balance: &configv1.Balance{Algorithm: configv1.Algorithm_ALGORITHM_ROUND_ROBIN}}
+	for _, n := range []string{"a", "b"} {
+		spec.Endpoints = append(spec.Endpoints, &configv1.Endpoint{Url: urls[n]})
+	}
+	be := use(t, NewPool(Config{}), spec, nil)
+	ep := be.upstream.endpoints[0]
+	began := ep.state.Since()
+	for _, broken := range []error{errors.New("no such name"), nil} {
+		ep.health.SetResolved(time.Now(), broken)
+		deadline := time.Now().Add(patience)
+		for ep.state.Usable() != (broken == nil) || be.upstream.stale.Load() > 0 {
+			if time.Now().After(deadline) {
+				t.Fatal("not taken over")
+			}
+			time.Sleep(time.Millisecond)
+		}
+		seen := map[string]int{}
+		for range 20 {
+			who, _, err := ask(be)
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[who]++
+		}
+		if (seen["a"] > 0) != (broken == nil) || seen["b"] == 0 {
+			t.Errorf("with %v: %v answered", broken, seen)
+		}
+	}
+	if ep.state.Since() <= began {
+		t.Error("slow start does not begin anew")
+	}
+}
