@@ -70,7 +70,7 @@ func (n *Node) meter() error {
 			return err
 		}
 	}
-	return nil
+	return n.meterUpstreams(meter)
 }
 
 func boolean(b bool) float64 {

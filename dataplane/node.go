@@ -273,6 +273,7 @@ func (n *Node) Run(ctx context.Context) error {
 	parts, inner := errgroup.WithContext(inner)
 	run := []func(context.Context) error{
 		n.follower.Run, n.wire.Run, n.limiter.Run, n.gateway.Run, n.renewer(n.cfg.identityDir()).Run, n.serveMetrics, n.revocations.Run,
+		n.pool.Run, n.tellCondition,
 	}
 	if n.access != nil {
 		run = append(run, n.access.Run)

@@ -201,6 +201,14 @@ func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 	if r.pipeline, err = policy.CompileRoute(key, spec, s.checked.Policies(key), deps); err != nil {
 		return nil, err
 	}
+	var mirrors []*upstream.Mirror
+	for i, m := range spec.Mirrors {
+		found, ok := s.upstream(key.Workspace, m.Upstream)
+		if !ok {
+			return nil, fmt.Errorf("%s: no Upstream %q", index("mirrors", i), m.Upstream)
+		}
+		mirrors = append(mirrors, upstream.NewMirror(found, m))
+	}
 	var weights []uint32
 	for i, backend := range spec.Backends {
 		found, ok := s.upstream(key.Workspace, backend.Upstream)
@@ -211,7 +219,7 @@ func (s *stage) route(key config.Key, spec *configv1.Route) (*Route, error) {
 		if backend.Weight != nil {
 			weight = *backend.Weight
 		}
-		r.backends = append(r.backends, upstream.NewBackend(found, spec, backend))
+		r.backends = append(r.backends, upstream.NewBackend(found, spec, backend, mirrors...))
 		weights = append(weights, weight)
 	}
 	r.picker = balance.NewWheel(weights)

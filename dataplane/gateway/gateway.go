@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
+	"portcullis.dev/portcullis/dataplane/grpcweb"
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
 	"portcullis.dev/portcullis/dataplane/upstream"
@@ -182,10 +183,21 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	f.addIdentity(e)
 	f.propagate(e)
 	started := f.g.cfg.Policy.Now()
+	var web grpcweb.Call
+	translated := false
+	if backend.HTTP2() {
+		web, translated = grpcweb.Begin(&e.Request)
+	}
 	resp, err := backend.Do(e, f.context(e), e.Received.Add(r.timeout))
 	f.waited = f.g.cfg.Policy.Now().Sub(started)
+	if translated {
+		web.Undo(&e.Request)
+	}
 	if err != nil {
 		return f.refuse(e, denialOf(err))
+	}
+	if translated {
+		web.Answer(resp)
 	}
 	f.g.streams.watch(e, f, resp)
 	e.Answer(resp)
@@ -197,6 +209,8 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 func denialOf(err error) *policy.Denial {
 	reason := policy.UpstreamUnavailable
 	switch {
+	case errors.Is(err, upstream.ErrOverloaded):
+		return &policy.Denial{Reason: policy.UpstreamOverloaded, Note: err.Error(), RetryAfter: time.Second}
 	case errors.Is(err, upstream.ErrTimeout):
 		reason = policy.UpstreamTimeout
 	case errors.Is(err, exchange.ErrTooLarge):

@@ -26,6 +26,7 @@ const (
 	KeysUnavailable     Reason = "keys_unavailable"
 	UpstreamUnavailable Reason = "upstream_unavailable"
 	UpstreamTimeout     Reason = "upstream_timeout"
+	UpstreamOverloaded  Reason = "upstream_overloaded"
 	RequestMalformed    Reason = "request_malformed"
 	RequestTooLarge     Reason = "request_too_large"
 	MisdirectedRequest  Reason = "misdirected_request"
@@ -43,7 +44,7 @@ func Reasons() []Reason {
 		NoRoute, CredentialMissing, CredentialMalformed, CredentialDuplicate, TokenExpired, TokenNotYetValid,
 		TokenWrongAudience, TokenWrongIssuer, TokenBadSignature, TokenRevoked, KeyUnknown, KeyExpired, ScopeMissing,
 		RuleDenied, ExpressionError, LimitExceeded, RevocationsStale, KeysUnavailable, UpstreamUnavailable,
-		UpstreamTimeout, RequestMalformed, RequestTooLarge, MisdirectedRequest, NotReady, NodeOverloaded,
+		UpstreamTimeout, UpstreamOverloaded, RequestMalformed, RequestTooLarge, MisdirectedRequest, NotReady, NodeOverloaded,
 		ClientGone, InternalError,
 	}
 }
@@ -73,7 +74,7 @@ func (r Reason) Status() int {
 		return 499
 	case UpstreamUnavailable:
 		return 502
-	case RevocationsStale, KeysUnavailable, NotReady, NodeOverloaded:
+	case RevocationsStale, KeysUnavailable, NotReady, NodeOverloaded, UpstreamOverloaded:
 		return 503
 	case UpstreamTimeout:
 		return 504
@@ -125,6 +126,8 @@ func (r Reason) Title() string {
 		return "The upstream cannot be reached"
 	case UpstreamTimeout:
 		return "The upstream did not answer in time"
+	case UpstreamOverloaded:
+		return "The upstream has more requests than it can take"
 	case RequestMalformed:
 		return "The request is malformed"
 	case RequestTooLarge:

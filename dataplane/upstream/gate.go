@@ -46,6 +46,25 @@ func (g *gate) end(pr *protection) {
 	}
 }
 
+// current is the newest configuration, nil when there is none, and what tells how
+// its names fare, nil until its lookups have begun.
+func (g *gate) current() (*protection, func() []Name) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if len(g.uses) == 0 {
+		return nil, nil
+	}
+	newest := g.uses[len(g.uses)-1]
+	return newest, newest.names
+}
+
+// opened sets what tells how the names of a configuration fare.
+func (g *gate) opened(pr *protection, names func() []Name) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	pr.names = names
+}
+
 // join names one that keeps connections idle; quit takes it out.
 func (g *gate) join(t evicter) {
 	g.mu.Lock()

@@ -58,6 +58,8 @@ type protection struct {
 	// adapts: the concurrency is limited within bounds.
 	adapts bool
 	use    *health.Use
+	// names tells how the lookups of endpoints' names fare. Guarded by gate.mu.
+	names func() []Name
 }
 
 // protect begins a configuration's hold on the guards of its upstream. changed is

@@ -25,6 +25,7 @@ func (p *Pool) Acquire(key config.Key, spec *configv1.Upstream) (*Upstream, erro
 	}
 	r.protection = p.protect(key, spec, r.refresh)
 	r.open()
+	r.gate.opened(r.protection, r.Names)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.upstreams++

@@ -174,6 +174,9 @@ func (e *Endpoint) status() Status {
 // maxDetail bounds a detail in bytes.
 const maxDetail = 200
 
+// Detail says in a few words what the error is.
+func Detail(err error) string { return detailOf(0, err) }
+
 // detailOf says in a few words what went wrong.
 func detailOf(status int, err error) string {
 	var lookup *net.DNSError
