@@ -85,8 +85,7 @@ func (c *conn) serve() {
 // one serves one request and tells whether there may be another, which is known
 // when all of this one has ended.
 func (c *conn) one() (more bool) {
-	settings := c.server.config.Settings()
-	raw, refused, err := c.nextHead(settings.HeaderLimit())
+	raw, refused, err := c.nextHead()
 	if err != nil {
 		return false
 	}
@@ -95,7 +94,7 @@ func (c *conn) one() (more bool) {
 	e.Context, e.Received = c.ctx, time.Now()
 	c.keep, c.reading = false, false
 	if refused == nil {
-		refused = c.take(raw, settings)
+		refused = c.take(raw, c.server.config.Settings())
 	}
 	var resp *exchange.Response
 	if refused != nil {
@@ -183,13 +182,15 @@ func (c *conn) behind(interrupter func(error)) {
 
 // nextHead waits for a whole head and takes it out of the buffer, which holds it
 // until compact.
-func (c *conn) nextHead(limit int) (raw []byte, refused *admission.Refusal, err error) {
+func (c *conn) nextHead() (raw []byte, refused *admission.Refusal, err error) {
 	var begun time.Time
 	if c.first {
 		begun = c.last
 	}
 	for known := 0; ; {
 		raw = c.buf[c.from:c.to]
+		// Those that are live when the head comes: a connection may have been idle long.
+		limit := c.server.config.Settings().HeaderLimit()
 		end, err := headEnd(raw, known)
 		switch {
 		case err != nil:

@@ -30,7 +30,15 @@ func TestLimitsComeFromTheLiveSettings(t *testing.T) {
 		}
 	}
 	f.reached()
+	idle := f.dial()
+	idle.send(lines("GET / HTTP/1.1", "Host: a"))
+	idle.receive("GET")
+	f.reached()
 	settings.Store(&admission.Settings{MaxHeaderBytes: 1000, MaxBodyBytes: 10})
+	idle.send(declared)
+	if resp, body := idle.receive("POST"); resp.StatusCode != 413 {
+		t.Errorf("on a connection that was idle: %d %s", resp.StatusCode, body)
+	}
 	if resp, body := f.once(big); resp.StatusCode != 431 || !strings.HasPrefix(body, "request_too_large") {
 		t.Errorf("large head: %d %s", resp.StatusCode, body)
 	}

@@ -445,7 +445,7 @@ func threatSmuggling(t *testing.T, h *harness, k keyPair) {
 		"HTTP/1.0 and chunked":  "POST /public HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
 		"HTTP/0.9":              "GET /public\r\n",
 		"HTTP/3.0":              "GET /public HTTP/3.0\r\nHost: a\r\n\r\n",
-		"h2 preface":            "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+		"h2 preface, cut short": "PRI * HTTP/2.0\r\n\r\n",
 		"two hosts":             post + "Host: b\r\n\r\n",
 		"no host":               "GET /public HTTP/1.1\r\n\r\n",
 		"leading empty line":    "\r\nGET /public HTTP/1.1\r\nHost: a\r\n\r\n",

@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -254,7 +255,8 @@ func (h *harness) leave(t *testing.T, path string, begun <-chan struct{}) answer
 	case <-time.After(patience):
 		t.Fatal("the request did not reach its upstream")
 	}
-	if err := conn.Close(); err != nil {
+	// A client that only says that it will say no more still waits for its answer.
+	if err := errors.Join(conn.(*net.TCPConn).SetLinger(0), conn.Close()); err != nil {
 		t.Fatal(err)
 	}
 	return answer{Header: http.Header{}, RequestID: "the-client-that-left"}
