@@ -59,7 +59,10 @@ func front(handle func(*exchange.Exchange) *exchange.Response) *http1.Server {
 			}
 			return answer(200, text)
 		},
-		Refuse: func(e *exchange.Exchange, reason string, status int) *exchange.Response { return answer(status, reason) },
+		Refuse: func(e *exchange.Exchange, reason string, status int) *exchange.Response {
+			return answer(status, reason)
+		},
+		HeaderTimeout: 2 * patience,
 	})
 }
 

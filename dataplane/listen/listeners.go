@@ -274,4 +274,3 @@ func (l *Listeners) accept(name string, ln net.Listener, stop <-chan struct{}, s
 		pause = min(2*pause, lastPause)
 	}
 }
-
