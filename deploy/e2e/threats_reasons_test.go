@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/deploy/cluster"
 	"portcullis.dev/portcullis/pkg/credential"
+	"portcullis.dev/portcullis/pkg/identity/certtest"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 )
 
@@ -88,8 +90,9 @@ type reasonRow struct {
 // challenge, a line in the log and a counter.
 func TestThreatReasons(t *testing.T) {
 	log, dir := &logBuffer{}, t.TempDir()
-	h := start(t, cluster.Config{Dir: dir, Nodes: 2, AccessLog: log, MetricsListen: "127.0.0.1:0", AllowLoopbackJWKS: true})
-	k := newES256(t, "k1")
+	h := start(t, cluster.Config{Dir: dir, Nodes: 2, AccessLog: log, MetricsListen: "127.0.0.1:0", AllowLoopbackJWKS: true,
+		Sockets: map[string]string{"http": "127.0.0.1:0", "mtls": "127.0.0.1:0"}})
+	k, ca := newES256(t, "k1"), certtest.New(t, "clients")
 	slow := newRecorder(t)
 	begun, release := make(chan struct{}, 8), make(chan struct{})
 	slow.answer(func(_ http.ResponseWriter, r *http.Request) {
@@ -100,7 +103,7 @@ func TestThreatReasons(t *testing.T) {
 		}
 	})
 	defer close(release)
-	h.apply(reasonsConfig(t, k, slow.URL))
+	h.apply(reasonsConfig(t, k, slow.URL, ca))
 
 	key, err := h.admin.CreateKey(t.Context(), &adminv1.CreateKeyRequest{Application: "app", Name: "short", Ttl: durationpb.New(time.Second), WaitFor: durationpb.New(patience)})
 	if err != nil {
@@ -162,6 +165,7 @@ func TestThreatReasons(t *testing.T) {
 		{reason: policy.UpstreamTimeout, provoke: func() answer { return h.get(0, "/late") }},
 		{reason: policy.RequestMalformed, provoke: func() answer { return h.one(t, request("GET", "/..;/api", "Host: a")) }},
 		{reason: policy.RequestTooLarge, provoke: func() answer { return h.one(t, request("POST", "/open", "Host: a", "Content-Length: 1073741824")) }},
+		{reason: policy.MisdirectedRequest, provoke: func() answer { return h.misdirected(t, ca) }},
 		{reason: policy.ClientGone, provoke: func() answer { return h.leave(t, "/hang", begun) }},
 		{reason: policy.RevocationsStale, provoke: func() answer {
 			if err := h.StopControl(); err != nil {
@@ -262,7 +266,27 @@ func (h *harness) leave(t *testing.T, path string, begun <-chan struct{}) answer
 	return answer{Header: http.Header{}, RequestID: "the-client-that-left"}
 }
 
-func reasonsConfig(t *testing.T, k keyPair, slow string) string {
+// misdirected asks for another host than the handshake did, by whose name clients
+// are verified.
+func (h *harness) misdirected(t *testing.T, ca *certtest.Authority) answer {
+	t.Helper()
+	conn, err := tls.Dial("tcp", h.Sockets()[0]["mtls"], &tls.Config{RootCAs: ca.Pool(), ServerName: "mtls.example"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := io.WriteString(conn, request("GET", "/open", "Host: other.example")); err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(conn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parseReplies(t, string(text))[0]
+}
+
+func reasonsConfig(t *testing.T, k keyPair, slow string, ca *certtest.Authority) string {
+	shown := ca.Issue(t, certtest.Spec{Hosts: []string{"mtls.example"}})
 	ext := "{jwt: {issuers: [ext], audiences: [https://api.example]}}"
 	at := func(name, policies string, more ...string) string {
 		return routeYAML(name, append([]string{"matches: [{path: {prefix: /" + name + "}}]", "policies: [" + policies + "]"}, more...)...)
@@ -275,7 +299,12 @@ func reasonsConfig(t *testing.T, k keyPair, slow string) string {
 apiVersion: portcullis.dev/v1
 kind: Gateway
 metadata: {name: default}
-spec: {trustedProxies: [127.0.0.0/8]}
+spec: {trustedProxies: [127.0.0.0/8], listeners: [{name: http}, {name: mtls, tls: {certificates: [mtls], clientCertificates: {ca: %q, optional: true}}}]}
+---
+apiVersion: portcullis.dev/v1
+kind: Certificate
+metadata: {name: mtls}
+spec: {certificate: %q, privateKey: %q}
 ---
 apiVersion: portcullis.dev/v1
 kind: Issuer
@@ -296,7 +325,7 @@ apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: down}
 spec: {endpoints: [{url: 'http://%s'}]}
-`, freePort(t), slow, freePort(t)) +
+`, ca.CertPEM, shown.CertPEM, shown.KeyPEM, freePort(t), slow, freePort(t)) +
 		at("api", ext) + at("keyed", "{apiKey: {}}") + at("keyless", "{jwt: {issuers: [dead], audiences: [https://api.example]}}") +
 		at("scoped", ext+", {authorize: {rules: [{name: r, scopes: [admin]}]}}") +
 		at("ruled", ext+", {authorize: {rules: [{name: r, require: \"auth.claims.tenant == 'a'\"}]}}") +
