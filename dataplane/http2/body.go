@@ -84,6 +84,17 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, nil
 }
 
+// Buffered returns how many bytes can be read without waiting.
+func (b *body) Buffered() int {
+	b.c.mu.Lock()
+	defer b.c.mu.Unlock()
+	n := 0
+	for _, one := range b.chunks {
+		n += one.to - one.from
+	}
+	return n
+}
+
 // waitLocked waits until there is something to return.
 func (b *body) waitLocked() {
 	if len(b.chunks) > 0 || b.err != nil {

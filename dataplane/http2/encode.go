@@ -1,7 +1,9 @@
 package http2
 
 import (
+	"net/http"
 	"strconv"
+	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
@@ -150,17 +152,40 @@ func staticName(name string) (index uint64, how byte) {
 	return 0, literal
 }
 
-// appendHead appends the fields of an answer.
-func appendHead(dst []byte, e *exchange.Exchange, resp *exchange.Response) []byte {
+// date is the value of a Date field of one second.
+type date struct {
+	unix int64
+	text string
+}
+
+// dateAt returns a value of Date (RFC 9110, 6.6.1), made once a second.
+func (s *Server) dateAt(now time.Time) string {
+	d := s.date.Load()
+	if unix := now.Unix(); d == nil || d.unix != unix {
+		d = &date{unix, now.UTC().Format(http.TimeFormat)}
+		s.date.Store(d)
+	}
+	return d.text
+}
+
+// appendHead appends the fields of an answer; today is Date where it has none.
+func appendHead(dst []byte, e *exchange.Exchange, resp *exchange.Response, today string) []byte {
 	dst = appendStatus(dst, resp.Status)
+	dated := false
 	for _, f := range resp.Header.Fields() {
+		dated = dated || exchange.EqualFold(f.Name, "Date")
 		if !exchange.HopByHop(f.Name) && !exchange.EqualFold(f.Name, "X-Request-Id") {
 			dst = appendField(dst, f.Name, f.Value)
 		}
 	}
 	dst = appendField(dst, "x-request-id", e.ID)
+	if !dated {
+		dst = appendField(dst, "date", today)
+	}
 	switch {
 	case resp.Status == 204, resp.Status == 304:
+	case resp.Body.Length == 0 && resp.Header.Get("Grpc-Status") != "":
+		// A head of gRPC that is the whole answer says no length.
 	case resp.Body.Length > 0 || resp.Body.Length == 0 && resp.Body.Reader == nil && e.Request.Method != "HEAD":
 		dst = appendLength(dst, resp.Body.Length)
 	}

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
@@ -93,6 +94,7 @@ type Server struct {
 	config  Config
 	buffers sync.Pool // *[copyBuffer]byte, for answers on their way out
 	chunks  sync.Pool // *chunk, for bodies on their way in
+	date    atomic.Pointer[date]
 
 	mu sync.Mutex
 	// Guarded by mu.

@@ -118,7 +118,7 @@ func (s *stream) respond(e *exchange.Exchange, resp *exchange.Response) error {
 			resp.Interrupt(dead)
 		}
 	}
-	s.block = appendHead(s.block[:0], e, resp)
+	s.block = appendHead(s.block[:0], e, resp, s.server.dateAt(time.Now()))
 	var err error
 	if resp.Body.Reader == nil || e.Request.Method == "HEAD" || resp.Status == 204 || resp.Status == 304 {
 		err = s.send(nil, true)
@@ -140,6 +140,13 @@ func (s *stream) mayInterrupt(f func(error)) error {
 	return s.dead
 }
 
+// there tells whether some of a body can be read without waiting: then its first
+// bytes travel with the head.
+func there(body io.Reader) bool {
+	b, ok := body.(interface{ Buffered() int })
+	return ok && b.Buffered() > 0
+}
+
 var errLonger = errors.New("the answer is longer than it said")
 
 // copy streams a body. What has no length is written as it comes, since a client
@@ -148,7 +155,7 @@ func (s *stream) copy(e *exchange.Exchange, resp *exchange.Response) error {
 	pooled := s.server.buffers.Get().(*[copyBuffer]byte)
 	defer s.server.buffers.Put(pooled)
 	buffer, length := pooled[:], resp.Body.Length
-	if length < 0 {
+	if length < 0 && !there(resp.Body.Reader) {
 		if err := s.send(nil, false); err != nil {
 			return err
 		}
