@@ -1,0 +1,124 @@
+package http1
+
+import (
+	"errors"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"portcullis.dev/portcullis/dataplane/admission"
+)
+
+// nextHead waits for a whole head and takes it out of the buffer, which holds it
+// until compact.
+func (c *conn) nextHead() (raw []byte, refused *admission.Refusal, err error) {
+	var begun time.Time
+	if c.first {
+		begun = c.last
+	}
+	for known := 0; ; {
+		raw = c.buf[c.from:c.to]
+		// Those that are live when the head comes: a connection may have been idle long.
+		limit := c.server.config.Settings().HeaderLimit()
+		end, err := headEnd(raw, known)
+		switch {
+		case err != nil:
+			c.from = c.to
+			return nil, refusal(err), nil
+		case end > limit || end < 0 && len(raw) > limit:
+			c.from = c.to
+			return nil, refusal(errHeadLimit), nil
+		case end >= 0:
+			c.from += end
+			return raw[:end:end], nil, nil
+		}
+		known = len(raw)
+		until, idle := c.last.Add(c.server.config.IdleTimeout), &c.server.draining
+		if known > 0 {
+			idle = nil
+			if begun.IsZero() {
+				begun = time.Now()
+			}
+		}
+		if !begun.IsZero() {
+			until = begun.Add(c.server.config.HeaderTimeout)
+		}
+		n, err := c.read(c.space(), until, idle)
+		if err != nil {
+			return nil, nil, err
+		}
+		c.to += n
+	}
+}
+
+// space returns where more of a head may be read to; only between exchanges.
+func (c *conn) space() []byte {
+	switch {
+	case c.to < len(c.buf):
+	case c.from > 0:
+		c.compact()
+	default:
+		grown := make([]byte, 2*len(c.buf))
+		copy(grown, c.buf)
+		c.buf = grown
+	}
+	return c.buf[c.to:]
+}
+
+// room returns where more of a body may be read to, while strings of the exchange
+// lie in the buffer: what has been taken from it stays as it is. It is called
+// when nothing is left to be taken.
+func (c *conn) room() []byte {
+	low := c.from
+	if c.reading && len(c.buf)-low < readBuffer/4 {
+		// The old buffer lives as long as its strings.
+		c.buf = make([]byte, readBuffer)
+		low = 0
+	}
+	c.from, c.to = low, low
+	return c.buf[low:]
+}
+
+// compact moves what is left to the front of the buffer, or of a smaller one;
+// only between exchanges.
+func (c *conn) compact() {
+	rest := c.buf[c.from:c.to]
+	if len(c.buf) > keptBuffer && len(rest) < readBuffer {
+		c.buf = make([]byte, readBuffer)
+	} else if c.from < c.to && c.to < len(c.buf) {
+		// Pipelined requests are taken where they lie.
+		return
+	}
+	c.to, c.from = copy(c.buf, rest), 0
+}
+
+// read reads once, until a deadline. It sets the socket's only when that is later
+// than the deadline wanted, and goes over it when it comes too early: most reads
+// set none. stop, when set, ends the waiting.
+func (c *conn) read(p []byte, until time.Time, stop *atomic.Bool) (int, error) {
+	for {
+		if c.armed.IsZero() || c.armed.After(until) {
+			if err := c.net.SetReadDeadline(until); err != nil {
+				return 0, err
+			}
+			c.armed = until
+		}
+		// A request that has come is taken, so that none is lost.
+		if stop != nil && stop.Load() && (stop != &c.server.draining || c.raw == nil || !readable(c.raw)) {
+			return 0, errStopping
+		}
+		n, err := c.net.Read(p)
+		switch {
+		case n > 0:
+			return n, nil
+		case err == nil:
+			continue
+		case !errors.Is(err, os.ErrDeadlineExceeded):
+			return 0, err
+		}
+		c.armed = time.Time{}
+		if !time.Now().Before(until) {
+			return 0, err
+		}
+	}
+}
