@@ -44,6 +44,8 @@ type Conn struct {
 	// SNIDecides: client certificates are verified by the name of the handshake,
 	// which a request must then bear too.
 	SNIDecides bool
+	// AltSvc is what answers offer beside this protocol (RFC 7838); "" for nothing.
+	AltSvc string
 
 	text string // of Peer
 }
@@ -83,6 +85,9 @@ func (c *Conn) Meet(e *exchange.Exchange) {
 // X-Request-Id. It allocates nothing for a peer that is no trusted proxy.
 func (c *Conn) Admit(e *exchange.Exchange, s *Settings) *Refusal {
 	c.Meet(e)
+	if c.AltSvc != "" {
+		e.ResponseHeader.Set("Alt-Svc", c.AltSvc)
+	}
 	r := &e.Request
 	if c.SNIDecides && !c.named(r.Host) {
 		return &Refusal{421, ReasonMisdirected, errMisdirected}

@@ -56,7 +56,7 @@ func newRig(t *testing.T, c Config, sniDecides bool) *rig {
 	ctx, stop := context.WithCancel(t.Context())
 	r := &rig{T: t, server: New(c), at: pc.LocalAddr().String(), roots: roots, stop: stop, ended: make(chan error, 1)}
 	go func() {
-		r.ended <- r.server.Run(ctx, Socket{Conn: pc, TLS: &tls.Config{Certificates: []tls.Certificate{certificate}}, SNIDecides: sniDecides})
+		r.ended <- r.server.Run(ctx, Socket{Conn: pc, TLS: &tls.Config{Certificates: []tls.Certificate{certificate}}, SNIDecides: func() bool { return sniDecides }})
 	}()
 	transport := r.transport()
 	r.client = &http.Client{Transport: transport}

@@ -52,8 +52,8 @@ type Socket struct {
 	// TLS must have a certificate; its NextProtos are replaced. TLS 1.3 is what QUIC
 	// has.
 	TLS *tls.Config
-	// SNIDecides: see admission.Conn.
-	SNIDecides bool
+	// SNIDecides is asked for each connection: see admission.Conn.
+	SNIDecides func() bool
 }
 
 const (
@@ -128,7 +128,7 @@ func (s *Server) Run(ctx context.Context, socket Socket) error {
 		MaxHeaderBytes: 2 << 20,
 		IdleTimeout:    s.config.IdleTimeout,
 		ConnContext: func(ctx context.Context, c *quic.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, &client{conn: c, sniDecides: socket.SNIDecides})
+			return context.WithValue(ctx, connKey{}, &client{conn: c, sniDecides: socket.SNIDecides()})
 		},
 	}
 	served := make(chan error, 1)

@@ -46,6 +46,11 @@ type Config struct {
 	HTTP1 Front
 	// HTTP2 serves HTTP/2; nil: it is not offered.
 	HTTP2 Front
+	// HTTP3 serves HTTP/3; nil: it is not offered.
+	HTTP3 QUIC
+	// Refuse reports whether new connections are to be closed at once, for want of
+	// memory; nil: never.
+	Refuse func() bool
 	// HandshakeTimeout bounds a TLS handshake, and the wait for the first bytes of a
 	// connection in clear text; 0 means 10s.
 	HandshakeTimeout time.Duration
@@ -63,6 +68,9 @@ func (c *Config) complete() {
 	if c.Handshakes <= 0 {
 		c.Handshakes = 4096
 	}
+	if c.Refuse == nil {
+		c.Refuse = func() bool { return false }
+	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -74,6 +82,10 @@ const (
 	// each time.
 	firstPause = 5 * time.Millisecond
 	lastPause  = time.Second
+	// handOverGrace is how long connections of a process that has a successor wait
+	// for their next request, which tells the client to connect anew: one that is
+	// closed while the request is under way would be a failure.
+	handOverGrace = 5 * time.Second
 )
 
 // ErrCut is wrapped by Run's error when connections had to be cut at the end of

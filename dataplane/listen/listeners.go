@@ -1,6 +1,7 @@
 package listen
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -28,6 +29,9 @@ type Listeners struct {
 	// shakes holds a place for each handshake that is under way.
 	shakes   chan struct{}
 	opening  opening
+	quic     quic
+	handed   chan struct{} // closed by HandOver
+	handing  sync.Once
 	counters counters
 
 	mu sync.Mutex
@@ -41,13 +45,14 @@ type Stats struct {
 	// Handshakes that were completed, and those that failed, also for want of a
 	// place.
 	Handshakes, Failed uint64
-	// Unserved connections came on a socket that the Gateway does not list.
-	Unserved uint64
+	// Unserved connections came on a socket that the Gateway does not list; Refused
+	// ones when memory was short.
+	Unserved, Refused uint64
 }
 
 type counters struct {
-	handshakes, failed, unserved atomic.Uint64
-	open                         atomic.Int64
+	handshakes, failed, unserved, refused atomic.Uint64
+	open                                  atomic.Int64
 }
 
 // New takes over sockets, at least one; Run closes them. Until Apply has been
@@ -57,10 +62,12 @@ func New(c Config, sockets map[string]net.Listener) (*Listeners, error) {
 		return nil, errors.New("listen: HTTP1 and at least one socket are required")
 	}
 	c.complete()
-	return &Listeners{
+	l := &Listeners{
 		config: c, sockets: maps.Clone(sockets), shakes: make(chan struct{}, c.Handshakes),
-		opening: opening{conns: map[net.Conn]bool{}}, told: map[string]string{},
-	}, nil
+		opening: opening{conns: map[net.Conn]bool{}}, told: map[string]string{}, handed: make(chan struct{}),
+	}
+	l.quic = quic{listeners: l, changed: make(chan struct{}, 1), running: map[string]*quicSocket{}}
+	return l, nil
 }
 
 // Names returns the names of the sockets, sorted.
@@ -100,7 +107,7 @@ func (l *Listeners) Live() *Settings { return l.live.Load() }
 
 // Stats returns what was counted.
 func (l *Listeners) Stats() Stats {
-	return Stats{l.counters.handshakes.Load(), l.counters.failed.Load(), l.counters.unserved.Load()}
+	return Stats{l.counters.handshakes.Load(), l.counters.failed.Load(), l.counters.unserved.Load(), l.counters.refused.Load()}
 }
 
 // Apply puts settings into use: for connections that are accepted from now on.
@@ -110,6 +117,7 @@ func (l *Listeners) Apply(s *Settings) {
 	defer l.mu.Unlock()
 	s.setTicketKeys(l.tickets)
 	l.live.Store(s)
+	l.quic.wake()
 	now := time.Now()
 	for name, ln := range l.sockets {
 		problem := s.problem(name, now)
@@ -154,7 +162,7 @@ func (l *Listeners) Conditions(now time.Time) []*controlv1.ListenerCondition {
 	var out []*controlv1.ListenerCondition
 	for _, name := range l.Names() {
 		out = append(out, &controlv1.ListenerCondition{
-			Name: name, Address: l.sockets[name].Addr().String(), Problem: s.problem(name, now),
+			Name: name, Address: l.sockets[name].Addr().String(), Problem: cmp.Or(s.problem(name, now), l.quic.problem(name)),
 		})
 	}
 	return out
@@ -175,63 +183,105 @@ func (l *Listeners) fronts() []Front {
 	return []Front{l.config.HTTP1, l.config.HTTP2}
 }
 
-// Run serves the sockets, which it closes, until ctx ends; then it drains. It
-// returns when all connections are closed: nil, ErrCut, or a socket's error.
+// HandOver ends Run because another process accepts on the same sockets: this one
+// stops at once to, and lets its connections go as their clients send their next
+// requests.
+func (l *Listeners) HandOver() { l.handing.Do(func() { close(l.handed) }) }
+
+// Run serves the sockets, which it closes, until ctx ends or HandOver is called;
+// then it drains. It returns when all connections are closed: nil, ErrCut, or a
+// socket's error.
 func (l *Listeners) Run(ctx context.Context) error {
-	stop := make(chan struct{})
-	failed := make(chan error, len(l.sockets))
-	var accepting, serving sync.WaitGroup
+	r := &run{Listeners: l, stop: make(chan struct{}), failed: make(chan error, len(l.sockets))}
+	packets, stopPackets := context.WithCancel(context.WithoutCancel(ctx))
+	defer r.packets.Wait()
+	defer stopPackets()
+	r.packets.Go(func() { l.quic.run(packets) })
 	for name, ln := range l.sockets {
-		accepting.Go(func() {
-			if err := l.accept(name, ln, stop, &serving); err != nil {
-				failed <- fmt.Errorf("serve %v: %w", ln.Addr(), err)
+		r.accepting.Go(func() {
+			if err := l.accept(name, ln, r.stop, &r.serving); err != nil {
+				r.failed <- fmt.Errorf("serve %v: %w", ln.Addr(), err)
 			}
 		})
 	}
-	end := func() {
-		close(stop)
-		for _, ln := range l.sockets {
-			_ = ln.Close()
-		}
-		accepting.Wait()
-	}
 	select {
-	case err := <-failed:
-		end()
-		l.cut(&serving)
+	case err := <-r.failed:
+		r.end()
+		l.cut(&r.serving)
 		return err
+	case <-l.handed:
+		r.end()
+		l.goodbye()
+		stopPackets()
+		r.wait(ctx, max(l.config.Grace, handOverGrace))
 	case <-ctx.Done():
+		l.goodbye()
+		r.wait(context.WithoutCancel(ctx), l.config.Grace)
+		r.end()
+		stopPackets()
 	}
+	return r.drain()
+}
+
+func (l *Listeners) goodbye() {
 	for _, f := range l.fronts() {
 		f.Goodbye()
 	}
-	if l.config.Grace > 0 {
-		grace := time.NewTimer(l.config.Grace)
-		defer grace.Stop()
-		select {
-		case <-failed:
-		case <-grace.C:
-		}
+}
+
+// run is one Run of Listeners.
+type run struct {
+	*Listeners
+	stop                        chan struct{} // closed when accepting ends
+	failed                      chan error
+	accepting, serving, packets sync.WaitGroup
+	served                      chan struct{}
+}
+
+// end stops accepting; served is closed once nobody is served any more.
+func (r *run) end() {
+	close(r.stop)
+	for _, ln := range r.sockets {
+		_ = ln.Close()
 	}
-	end()
-	l.opening.drain()
-	for _, f := range l.fronts() {
+	r.accepting.Wait()
+	r.served = make(chan struct{})
+	go func() {
+		defer close(r.served)
+		r.serving.Wait()
+	}()
+}
+
+// wait waits until it is time to close what is idle.
+func (r *run) wait(ctx context.Context, grace time.Duration) {
+	if grace <= 0 {
+		return
+	}
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	case <-r.failed:
+	case <-r.served: // nil, and so never, while connections are accepted
+	}
+}
+
+// drain closes what is idle and waits for the rest.
+func (r *run) drain() error {
+	r.opening.drain()
+	for _, f := range r.fronts() {
 		f.Drain()
 	}
-	late := time.NewTimer(l.config.Drain)
+	late := time.NewTimer(r.config.Drain)
 	defer late.Stop()
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		serving.Wait()
-	}()
 	select {
-	case <-served:
+	case <-r.served:
 		return nil
 	case <-late.C:
 	}
-	open := l.cut(&serving)
-	<-served
+	open := r.cut(&r.serving)
+	<-r.served
 	return fmt.Errorf("%w: %d connections", ErrCut, open)
 }
 
@@ -253,6 +303,11 @@ func (l *Listeners) accept(name string, ln net.Listener, stop <-chan struct{}, s
 		c, err := ln.Accept()
 		if err == nil {
 			pause = firstPause
+			if l.config.Refuse() {
+				l.counters.refused.Add(1)
+				_ = c.Close()
+				continue
+			}
 			l.counters.open.Add(1)
 			serving.Go(func() {
 				defer l.counters.open.Add(-1)

@@ -32,6 +32,7 @@ func (l *Listeners) open(name string, raw net.Conn) {
 	}
 	on := &admission.Conn{Peer: admission.PeerOf(raw.RemoteAddr().String())}
 	if one.tls != nil {
+		on.AltSvc = l.quic.altSvc(name)
 		l.shake(one, raw, on)
 		return
 	}

@@ -26,6 +26,8 @@ type Settings struct {
 type spoken struct {
 	// tls is nil for clear text.
 	tls *tls.Config
+	// http3: HTTP/3 is offered too.
+	http3 bool
 	// verifies: clients show certificates.
 	verifies bool
 	store    *store
@@ -68,7 +70,7 @@ func gatewayKey() config.Key {
 }
 
 func (s *Settings) listener(c config.Checked, before *Settings, l *configv1.Listener, protocols []string) (*spoken, error) {
-	one := &spoken{}
+	one := &spoken{http3: l.GetHttp3()}
 	t := l.GetTls()
 	if t == nil {
 		return one, nil
