@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"portcullis.dev/portcullis/controlplane/acme/acmetest"
 	"portcullis.dev/portcullis/deploy/cluster"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
@@ -31,7 +32,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	goleak.VerifyTestMain(m,
+	goleak.VerifyTestMain(m, acmetest.Leak(),
 		// A stage of a toxic link waits for ever for the next one when that has closed;
 		// nothing of ours runs in it.
 		goleak.IgnoreAnyFunction("github.com/Shopify/toxiproxy/v2/toxics.(*ToxicStub).Run"))

@@ -125,9 +125,13 @@ func attack(ctx context.Context, s *Scenario, v *volley, r *recorder) {
 	}
 }
 
-// newClient keeps up to idle connections to each node and follows no redirects.
-func newClient(idle int, timeout time.Duration) (*http.Client, func()) {
-	transport := &http.Transport{MaxIdleConnsPerHost: idle, DisableCompression: true, IdleConnTimeout: 90 * time.Second}
+// newClient opens and keeps up to so many connections to each node and follows no
+// redirects. What finds none free waits for one: a generator that opened more and
+// more when a cluster is slow would measure its own collapse.
+func newClient(connections int, timeout time.Duration) (*http.Client, func()) {
+	transport := &http.Transport{
+		MaxConnsPerHost: connections, MaxIdleConnsPerHost: connections, DisableCompression: true, IdleConnTimeout: 90 * time.Second,
+	}
 	return &http.Client{Transport: transport, Timeout: timeout, CheckRedirect: func(*http.Request, []*http.Request) error {
 		return http.ErrUseLastResponse
 	}}, transport.CloseIdleConnections

@@ -54,7 +54,7 @@ func TestScenarioDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if s.Nodes != 3 || s.Timeout != 10*time.Second || s.Connections != 256 || s.Upstream.Bytes != 100 || s.span() != 6*time.Second {
+	if s.Nodes != 3 || s.Timeout != 10*time.Second || s.Connections != 128 || s.Upstream.Bytes != 100 || s.span() != 6*time.Second {
 		t.Errorf("%+v", s)
 	}
 	if a, b := s.Requests[0], s.Requests[1]; a.Weight != 1 || a.Method != "GET" || a.Expect[0] != 200 || b.Weight != 3 || b.Token.Count != 1 {

@@ -31,7 +31,8 @@ type Scenario struct {
 	Stages []Stage `yaml:"stages" json:"stages"`
 	// Timeout of one request; default 10s.
 	Timeout time.Duration `yaml:"timeout" json:"timeout"`
-	// Connections kept open to each node at most; default 256.
+	// Connections to each node at most; default 128. What is due when all are in use
+	// waits for one, which counts as its latency.
 	Connections int `yaml:"connections" json:"connections"`
 	// Requests are sent in turn, each as often as its weight says.
 	Requests []Request `yaml:"requests" json:"-"`
@@ -178,7 +179,7 @@ func (s *Scenario) defaults() {
 	set(&s.Nodes, 3)
 	set(&s.Upstream.Bytes, 100)
 	set(&s.Timeout, 10*time.Second)
-	set(&s.Connections, 256)
+	set(&s.Connections, 128)
 	for i := range s.Requests {
 		r := &s.Requests[i]
 		set(&r.Weight, 1)

@@ -7,7 +7,6 @@ import "google.golang.org/protobuf/reflect/protoreflect"
 func planned() []protoreflect.FullName {
 	const v1 = "portcullis.config.v1."
 	return []protoreflect.FullName{
-		v1 + "Certificate.acme",
 		v1 + "Listener.http3",
 	}
 }
