@@ -33,7 +33,7 @@ func (p profile) String() string {
 }
 
 // profiled are the scenarios of which a profile is taken.
-var profiled = map[string]bool{"plain": true, "jwt": true}
+var profiled = map[string]bool{"plain": true, "jwt": true, "tls": true}
 
 // profile takes Portcullis's profiles under load, after all that is counted has
 // been: a profile costs time.
