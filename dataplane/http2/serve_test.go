@@ -1,10 +1,14 @@
 package http2
 
 import (
+	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
@@ -61,4 +65,46 @@ func TestLargeBodiesBothWays(t *testing.T) {
 			t.Errorf("known length %v: %d bytes came back, %v", known, len(got), err)
 		}
 	}
+}
+
+// Streams that are used again, some given up at any moment, never mix up whose
+// bytes are whose.
+func TestManyAtOnce(t *testing.T) {
+	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
+		return &exchange.Response{Status: 200, Body: exchange.Body{Reader: e.Request.Body.Reader, Length: -1},
+			Header: exchange.HeaderOf(exchange.Field{Name: "X-Name", Value: e.Request.Header.Get("x-name")})}
+	}})
+	client := f.client()
+	var all sync.WaitGroup
+	for worker := range 16 {
+		all.Go(func() {
+			for i := range 60 {
+				name := fmt.Sprint(worker, "-", i, "-")
+				ctx, cancel := context.WithCancel(t.Context())
+				if i%4 == 3 {
+					time.AfterFunc(time.Duration(i)*50*time.Microsecond, cancel)
+				}
+				sent := strings.Repeat(name, 1+i*i*i/20)
+				req, err := http.NewRequestWithContext(ctx, "POST", "http://"+f.addr+"/", strings.NewReader(sent))
+				if err != nil {
+					t.Error(err)
+				}
+				req.Header.Set("X-Name", name)
+				resp, err := client.Do(req)
+				if err == nil {
+					var got []byte
+					got, err = io.ReadAll(resp.Body)
+					resp.Body.Close()
+					if resp.Header.Get("X-Name") != name || !strings.HasPrefix(sent, string(got)) || err == nil && len(got) != len(sent) {
+						t.Errorf("%s: %d bytes of %d of %s", name, len(got), len(sent), resp.Header.Get("X-Name"))
+					}
+				}
+				if err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+				cancel()
+			}
+		})
+	}
+	all.Wait()
 }
