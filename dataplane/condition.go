@@ -33,7 +33,7 @@ func (n *Node) tellCondition(ctx context.Context) error {
 
 // condition is how the node is beside its configuration: what is not in it is well.
 func (n *Node) condition() *controlv1.Condition {
-	c := &controlv1.Condition{Listeners: n.listenerConditions()}
+	c := &controlv1.Condition{Listeners: n.listenerConditions(), Overload: n.overload.Level().String()}
 	n.endpointConditions(c)
 	return c
 }

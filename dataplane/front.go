@@ -12,6 +12,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/dataplane/http1"
 	"portcullis.dev/portcullis/dataplane/http2"
+	"portcullis.dev/portcullis/dataplane/http3"
 	"portcullis.dev/portcullis/dataplane/listen"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
 )
@@ -19,6 +20,7 @@ import (
 // open makes the front ends and puts them behind the sockets.
 func (n *Node) open() (err error) {
 	n.front = http1.NewServer(http1.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
+	three := http3.New(http3.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Drain: n.cfg.Drain, Log: n.cfg.Log})
 	two := http2.NewServer(http2.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
 	sockets := map[string]net.Listener{}
 	maps.Copy(sockets, n.cfg.Listeners)
@@ -28,7 +30,7 @@ func (n *Node) open() (err error) {
 		}
 		sockets[listen.HTTP] = n.cfg.Listener
 	}
-	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, HTTP2: two, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
+	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, HTTP2: two, HTTP3: three, Refuse: n.overload.Refuses, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
 	return err
 }
 
@@ -74,6 +76,19 @@ func (n *Node) welcome(m *controlv1.Welcome) {
 // Sockets returns duplicates of the sockets that serve clients, by name, for a
 // process that takes over. The caller closes them.
 func (n *Node) Sockets() (map[string]*os.File, error) { return n.listeners.Files() }
+
+// HandOver ends Run because another process serves the same sockets from now on:
+// this one accepts no more, and lets its connections go with their next answers.
+func (n *Node) HandOver() {
+	n.draining.Store(true)
+	// The probes of two processes on one socket would contradict each other.
+	n.closeMetrics()
+	n.listeners.HandOver()
+}
+
+// KeepOff stops the node from writing to its data directory, which another process
+// is about to read, or lets it again.
+func (n *Node) KeepOff(on bool) { n.follower.Hold(on) }
 
 // listenerConditions returns how the sockets are.
 func (n *Node) listenerConditions() []*controlv1.ListenerCondition {

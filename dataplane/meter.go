@@ -59,6 +59,10 @@ func (n *Node) meter() error {
 			s := (*b).Stats()
 			return float64(s.Forged + s.Replayed + s.Malformed + s.UnknownKey)
 		}},
+		{"portcullis.memory.share", "1", "Share of the memory limit that is in use; 0 without a limit.", func() float64 { return n.overload.Share() }},
+		{"portcullis.memory.overload", "1", "What is refused for want of memory: 0 nothing, 1 connections, 2 to 4 requests by criticality.", func() float64 {
+			return float64(n.overload.Level())
+		}},
 		{"portcullis.access_log.dropped", "{line}", "Access-log lines that did not fit.", func() float64 {
 			if n.access == nil {
 				return 0

@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -31,6 +32,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/http1"
 	"portcullis.dev/portcullis/dataplane/limit"
 	"portcullis.dev/portcullis/dataplane/listen"
+	"portcullis.dev/portcullis/dataplane/overload"
 	"portcullis.dev/portcullis/dataplane/policy"
 	"portcullis.dev/portcullis/dataplane/token"
 	"portcullis.dev/portcullis/dataplane/upstream"
@@ -102,6 +104,9 @@ type Node struct {
 	settings    atomic.Pointer[frontSettings]
 	stale       atomic.Uint64
 	draining    atomic.Bool
+	overload    overload.Manager
+	// closeMetrics ends serveMetrics early.
+	closeMetrics func()
 }
 
 // frontSettings are what the front end takes of a Gateway resource.
@@ -129,6 +134,12 @@ func New(ctx context.Context, cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, boot: boot, credentials: credential.NewSet(), revocations: revocation.NewSet(), freshness: revocation.NewFreshness(),
 	}
+	n.overload.Log = cfg.Log
+	n.closeMetrics = sync.OnceFunc(func() {
+		if cfg.Metrics != nil {
+			_ = cfg.Metrics.Close()
+		}
+	})
 	if n.live, err = enter(ctx, &cfg, cfg.identityDir()); err != nil {
 		return nil, err
 	}
@@ -160,6 +171,7 @@ func (n *Node) assemble(ctx context.Context) error {
 	n.gateway = gateway.New(gateway.Config{
 		Node: n.cfg.Name, Pool: n.pool, Tokens: token.NewCache(token.CacheConfig{}), Counters: n.telemetry.Counters,
 		Sampler: n.telemetry.Sampler, Tracer: n.telemetry, AccessLog: n.access, Decisions: n.decisions, Log: n.cfg.Log,
+		Overload: &n.overload,
 		Policy: policy.Deps{
 			Credentials: n.credentials, Revocations: n.revocations, Freshness: n.freshness, Limiter: n.limiter, Expr: expr.New(),
 			KeyMissing: n.keyMissing, ServedStale: n.servedStale,
@@ -273,7 +285,7 @@ func (n *Node) Run(ctx context.Context) error {
 	parts, inner := errgroup.WithContext(inner)
 	run := []func(context.Context) error{
 		n.follower.Run, n.wire.Run, n.limiter.Run, n.gateway.Run, n.renewer(n.cfg.identityDir()).Run, n.serveMetrics, n.revocations.Run,
-		n.pool.Run, n.tellCondition,
+		n.pool.Run, n.tellCondition, n.overload.Run,
 	}
 	if n.access != nil {
 		run = append(run, n.access.Run)
@@ -321,7 +333,12 @@ func (n *Node) serveMetrics(ctx context.Context) error {
 	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
-	if err := server.Serve(n.cfg.Metrics); err != nil && !errors.Is(err, http.ErrServerClosed) {
+	err := server.Serve(n.cfg.Metrics)
+	if errors.Is(err, net.ErrClosed) && n.draining.Load() {
+		<-ctx.Done()
+		return nil
+	}
+	if err != nil && !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("metrics listener: %w", err)
 	}
 	return nil

@@ -120,7 +120,10 @@ type Follower struct {
 	door    door
 	welcome *controlv1.Welcome
 	outbox  outbox
-	status  Status
+	// saving guards held, and every write to the Store.
+	saving sync.Mutex
+	held   bool
+	status Status
 	// asked is the newest question after revocations; again is how long it may stay
 	// without effect until it is asked once more.
 	asked asked

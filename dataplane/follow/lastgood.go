@@ -146,9 +146,25 @@ func (f *Follower) copy(saved config.Version) (held holding, keys [][]byte, cred
 	}
 }
 
+// Hold keeps the follower from writing to its Store, which another process is to
+// use, until it is called with false. When it returns no write is under way.
+func (f *Follower) Hold(on bool) {
+	f.saving.Lock()
+	f.held = on
+	f.saving.Unlock()
+	if !on && f.cfg.Store != nil {
+		f.wakeSave()
+	}
+}
+
 // saveOnce writes what the node holds, unless that is what was saved, and
 // returns what is saved now.
 func (f *Follower) saveOnce(saved config.Version) (config.Version, error) {
+	f.saving.Lock()
+	defer f.saving.Unlock()
+	if f.held {
+		return saved, nil
+	}
 	held, keys, credentials := f.copy(saved)
 	if held.version.IsZero() || held.version == saved {
 		return saved, nil
