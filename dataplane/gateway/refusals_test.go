@@ -152,7 +152,9 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	refuse(request("GET", "x/"), 503, policy.NotReady)
-	r.apply(refusals + issuer("default", "local", "https://local.example", secret) + upstreamAt("up", up.URL) + upstreamAt("down", down.URL))
+	r.apply(refusals + issuer("default", "local", "https://local.example", secret) + upstreamAt("up", up.URL) + upstreamAt("down", down.URL) +
+		doc("Upstream", "default", "busy", "{endpoints: [{url: '"+up.URL+"'}], circuitBreaker: {maxRequests: 1}}") +
+		doc("Route", "default", "busy", "{public: true, matches: [{path: {prefix: /busy}}], backends: [{upstream: busy}]}"))
 	token := func(changes map[string]any) *exchange.Exchange {
 		return request("GET", "x/jwt", bearer(mint(secret, changes))...)
 	}
@@ -199,6 +201,18 @@ func TestRefusals(t *testing.T) {
 	e.Request.Body = exchange.Body{Reader: leaving{leave, gone}, Length: -1}
 	e.Context = gone
 	refuse(e, 499, policy.ClientGone)
+	// The first is in flight until it ends.
+	first := request("GET", "x/busy")
+	if resp := r.g.Handle(first); resp.Status != 200 {
+		t.Fatal(resp)
+	}
+	refuse(request("GET", "x/busy"), 503, policy.UpstreamOverloaded)
+	first.End()
+	if again := request("GET", "x/busy"); r.g.Handle(again).Status != 200 {
+		t.Error("refused after the first has ended")
+	} else {
+		again.End()
+	}
 	r.g.cfg.Overload = shedding(configv1.Criticality_CRITICALITY_UNSPECIFIED)
 	refuse(request("GET", "x/limit"), 503, policy.NodeOverloaded)
 	r.g.cfg.Overload = shedding(configv1.Criticality_CRITICALITY_SHEDDABLE)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/url"
+	"os"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -143,7 +144,11 @@ func (ep *endpoint) learn(o outcome) {
 		return
 	}
 	if unwell || o.status >= 500 {
-		ep.health.Failed(o.now, o.status, o.err)
+		cause := o.err
+		if errors.Is(cause, ErrTimeout) {
+			cause = os.ErrDeadlineExceeded
+		}
+		ep.health.Failed(o.now, o.status, cause)
 	} else {
 		ep.health.Succeeded(o.now)
 	}
