@@ -12,22 +12,11 @@ import (
 // serveDebug serves profiles of this process (/debug/pprof/) until the returned
 // function is called. A profile shows what clients send and costs processor time,
 // so it is given to this machine alone, by address and by name: a page of
-// somewhere else that a browser here shows does not reach it. Without an address
+// somewhere else that a browser here shows does not reach it. Without a listener
 // it serves nothing.
-func serveDebug(address string) (stop func() error, err error) {
-	if address == "" {
+func serveDebug(listener net.Listener) (stop func() error, err error) {
+	if listener == nil {
 		return func() error { return nil }, nil
-	}
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("--debug-listen: %w", err)
-	}
-	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("--debug-listen %s: only on a loopback address, such as 127.0.0.1:6060", address)
-	}
-	listener, err := net.Listen("tcp", address)
-	if err != nil {
-		return nil, explainListen(err)
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -56,4 +45,16 @@ func serveDebug(address string) (stop func() error, err error) {
 		}
 		return err
 	}, nil
+}
+
+// loopbackOnly refuses an address that others could reach.
+func loopbackOnly(flag, address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%s: %w", flag, err)
+	}
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return fmt.Errorf("%s %s: only on a loopback address, such as 127.0.0.1:6060", flag, address)
+	}
+	return nil
 }

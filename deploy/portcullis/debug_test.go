@@ -10,25 +10,19 @@ import (
 
 func TestDebugIsForLoopbackAlone(t *testing.T) {
 	for _, address := range []string{"0.0.0.0:0", ":0", "192.0.2.1:6060", "localhost:0", "127.0.0.1"} {
-		if stop, err := serveDebug(address); err == nil || !strings.Contains(err.Error(), "--debug-listen") {
+		if err := loopbackOnly("--debug-listen", address); err == nil || !strings.Contains(err.Error(), "--debug-listen") {
 			t.Errorf("%s: %v", address, err)
-			if err == nil {
-				_ = stop()
-			}
 		}
 	}
 }
 
 func TestDebugServesProfiles(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	address := free.Addr().String()
-	if err := free.Close(); err != nil {
-		t.Fatal(err)
-	}
-	stop, err := serveDebug(address)
+	address := listener.Addr().String()
+	stop, err := serveDebug(listener)
 	if err != nil {
 		t.Fatal(err)
 	}

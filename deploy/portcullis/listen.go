@@ -28,8 +28,8 @@ func parseListen(values []string) (map[string]string, error) {
 		if _, _, err := net.SplitHostPort(address); err != nil {
 			return nil, fmt.Errorf("--listen %q: expected [name=]address, such as https=0.0.0.0:8443: %w", value, err)
 		}
-		if !socketName.MatchString(name) || name == "metrics" {
-			return nil, fmt.Errorf("--listen %q: expected a name of lower-case letters, digits and '-', other than \"metrics\"", value)
+		if !socketName.MatchString(name) || name == metricsSocket || name == debugSocket {
+			return nil, fmt.Errorf("--listen %q: expected a name of lower-case letters, digits and '-', other than %q and %q", value, metricsSocket, debugSocket)
 		}
 		if have, twice := addresses[name]; twice {
 			return nil, fmt.Errorf("--listen %q: the socket %q is at %s already: expected each name once", value, name, have)
@@ -42,11 +42,12 @@ func parseListen(values []string) (map[string]string, error) {
 	return addresses, nil
 }
 
-// openSockets opens each address, or none.
-func openSockets(addresses map[string]string) (map[string]net.Listener, error) {
+// openSockets takes each socket that was passed and opens the other addresses, or
+// none.
+func openSockets(given *passed, addresses map[string]string) (map[string]net.Listener, error) {
 	sockets := map[string]net.Listener{}
 	for _, name := range slices.Sorted(maps.Keys(addresses)) {
-		ln, err := net.Listen("tcp", addresses[name])
+		ln, err := given.listen(name, addresses[name])
 		if err != nil {
 			return nil, errors.Join(explainListen(err), closeSockets(sockets))
 		}

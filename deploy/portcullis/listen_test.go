@@ -30,12 +30,12 @@ func TestParseListen(t *testing.T) {
 }
 
 func TestOpenSocketsAllOrNone(t *testing.T) {
-	first, err := openSockets(map[string]string{"http": "127.0.0.1:0"})
+	first, err := openSockets(&passed{}, map[string]string{"http": "127.0.0.1:0"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	taken := first["http"].Addr().String()
-	if _, err := openSockets(map[string]string{"a": "127.0.0.1:0", "b": taken}); err == nil {
+	if _, err := openSockets(&passed{}, map[string]string{"a": "127.0.0.1:0", "b": taken}); err == nil {
 		t.Error("a port that is taken")
 	}
 	if err := closeSockets(first); err != nil {

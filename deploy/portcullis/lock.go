@@ -9,8 +9,9 @@ import (
 )
 
 // lockDir keeps a second process out of a data directory: it would wait for the
-// embedded store's own lock without a word. The lock ends with the process.
-func lockDir(dir string) (unlock func(), err error) {
+// embedded store's own lock without a word. The lock ends with the file,
+// and with all processes that it was passed to.
+func lockDir(dir string) (*os.File, error) {
 	file, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("--data-dir: %w", err)
@@ -22,5 +23,5 @@ func lockDir(dir string) (unlock func(), err error) {
 		}
 		return nil, fmt.Errorf("--data-dir: %w", err)
 	}
-	return func() { _ = file.Close() }, nil
+	return file, nil
 }

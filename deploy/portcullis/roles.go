@@ -10,18 +10,15 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"portcullis.dev/portcullis/controlplane"
 	"portcullis.dev/portcullis/controlplane/store"
-	"portcullis.dev/portcullis/dataplane"
 	"portcullis.dev/portcullis/pkg/bus"
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
 	"portcullis.dev/portcullis/pkg/secret"
-	"portcullis.dev/portcullis/pkg/telemetry"
 )
 
 // endpoint flags of an external etcd or NATS.
@@ -143,11 +140,11 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) (err error) {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}
-	unlock, err := lockDir(f.dir)
+	lock, err := lockDir(f.dir)
 	if err != nil {
 		return err
 	}
-	defer unlock()
+	defer lock.Close()
 	audit, closeAudit, err := openAudit(filepath.Join(f.dir, "audit.log"))
 	if err != nil {
 		return err
@@ -280,138 +277,4 @@ func listenTwo(first, second string) (net.Listener, net.Listener, error) {
 		return nil, nil, errors.Join(err, a.Close())
 	}
 	return a, b, nil
-}
-
-func (c *cli) dataplane() *cobra.Command {
-	var f runFlags
-	var nats externalFlags
-	var cfg dataplane.Config
-	var listen []string
-	var metrics, debug, token string
-	cmd := &cobra.Command{
-		Use: "dataplane", Short: "Run one node", Args: cobra.NoArgs,
-		Long: `Run one node.
-
-The first start needs a join token (portcullis join-token create), which is used
-up; after that the node's identity lies in its data directory and renews itself.
-With every control plane down a node starts from its sealed last-known-good copy.`,
-		Example: "  portcullis join-token create | portcullis dataplane --control 10.0.0.5:8443 --listen :8080 --listen https=:8443 --join-token -",
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			var err error
-			if cfg.JoinToken, err = joinTokenOf(cmd, token); err != nil {
-				return err
-			}
-			if len(nats.urls) > 0 {
-				if cfg.Bus, err = nats.nats(); err != nil {
-					return err
-				}
-			}
-			stop, err := serveDebug(debug)
-			if err != nil {
-				return err
-			}
-			return errors.Join(runDataplane(cmd, cfg, &f, listen, metrics), stop())
-		},
-	}
-	flags := cmd.Flags()
-	flags.StringVar(&cfg.Name, "name", defaultName(), "name of the node, unique in the cluster")
-	flags.StringVar(&cfg.DataDir, "data-dir", "portcullis-node", "where identity and last-known-good copies are kept")
-	flags.StringSliceVar(&cfg.Control, "control", []string{"127.0.0.1:8443"}, "address of a control plane; may be repeated")
-	flags.StringVar(&token, "join-token", "", "join token: env:NAME, file:PATH or '-' for standard input; only needed the first time")
-	flags.StringSliceVar(&listen, "listen", []string{"127.0.0.1:8080"}, listenUsage)
-	flags.StringVar(&metrics, "metrics-listen", "127.0.0.1:9464", "address of metrics and probes (/metrics, /readyz, /livez); empty: none")
-	flags.StringVar(&debug, "debug-listen", "", "loopback address of profiles (/debug/pprof/), for finding out where time goes (default: none)")
-	flags.StringSliceVar(&nats.urls, "nats-urls", nil, "external NATS (default: where the control plane says)")
-	flags.StringVar(&nats.credentials, "nats-credentials", "", "NATS credentials file")
-	nats.add(cmd, "nats", "NATS")
-	flags.StringVar(&cfg.Zone, "zone", "", zoneUsage)
-	flags.DurationVar(&cfg.Grace, "drain-grace", 0, "how long a stopping node goes on accepting, so that balancers notice")
-	f.add(cmd)
-	f.addNode(cmd)
-	return cmd
-}
-
-// joinTokenOf reads the token from where the flag says. A token on the command
-// line itself would be visible to every user of the machine.
-func joinTokenOf(cmd *cobra.Command, where string) (string, error) {
-	switch {
-	case where == "":
-		return "", nil
-	case where == "-":
-		return argOrStdin(cmd, nil)
-	case strings.HasPrefix(where, "env:") || strings.HasPrefix(where, "file:"):
-		value, err := secret.Resolve(where)
-		return strings.TrimSpace(value.Reveal()), err
-	}
-	return "", errors.New("--join-token: expected env:NAME, file:PATH or '-', so that no process list shows the token")
-}
-
-func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *runFlags, listen []string, metrics string) error {
-	addresses, err := parseListen(listen)
-	if err != nil {
-		return err
-	}
-	log, err := f.logger(cmd.ErrOrStderr())
-	if err != nil {
-		return err
-	}
-	access, closeAccess, err := f.openAccessLog(cmd.OutOrStdout())
-	if err != nil {
-		return err
-	}
-	defer closeAccess()
-	cfg.Log, cfg.AccessLog, cfg.Release, cfg.Drain = log, access, release, f.drain
-	cfg.Telemetry = telemetry.Config{Endpoint: f.otlp}
-	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return fmt.Errorf("--data-dir: %w", err)
-	}
-	unlock, err := lockDir(cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	if cfg.Listeners, err = openSockets(addresses); err != nil {
-		return err
-	}
-	if metrics != "" {
-		if cfg.Metrics, err = net.Listen("tcp", metrics); err != nil {
-			return errors.Join(explainListen(err), closeSockets(cfg.Listeners))
-		}
-	}
-	node, err := dataplane.New(cmd.Context(), cfg)
-	if err != nil {
-		err = errors.Join(err, closeSockets(cfg.Listeners))
-		if cfg.Metrics != nil {
-			err = errors.Join(err, cfg.Metrics.Close())
-		}
-		return err
-	}
-	ctx, cancel := context.WithCancel(cmd.Context())
-	defer cancel()
-	announced := make(chan struct{})
-	go func() {
-		defer close(announced)
-		announceNode(ctx, cmd, node)
-	}()
-	err = node.Run(cmd.Context())
-	cancel()
-	<-announced
-	return err
-}
-
-// announceNode says once when the node is ready.
-func announceNode(ctx context.Context, cmd *cobra.Command, node *dataplane.Node) {
-	tick := time.NewTicker(20 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		if node.Ready() == nil {
-			fmt.Fprintf(cmd.OutOrStdout(), "ready\n  node      http://%s\n", node.Address())
-			return
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-	}
 }

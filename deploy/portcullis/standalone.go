@@ -108,11 +108,11 @@ password anywhere.`,
 			if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 				return fmt.Errorf("--data-dir: %w", err)
 			}
-			unlock, err := lockDir(cfg.Dir)
+			lock, err := lockDir(cfg.Dir)
 			if err != nil {
 				return err
 			}
-			defer unlock()
+			defer lock.Close()
 			access, closeAccess, err := flags.openAccessLog(cmd.OutOrStdout())
 			if err != nil {
 				return err
