@@ -11,6 +11,8 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -73,7 +75,8 @@ func (h *harness) metrics(i int) string {
 	return string(data)
 }
 
-// unprovoked are the reasons that no request can bring about on purpose.
+// unprovoked are the reasons that no request can bring about on purpose: an
+// internal_error is a panic in the gateway's own code, which its unit tests plant.
 var unprovoked = []policy.Reason{policy.InternalError}
 
 // reasonRow provokes one reason.
@@ -163,10 +166,12 @@ func TestThreatReasons(t *testing.T) {
 		{reason: policy.KeysUnavailable, provoke: bearerAt("/keyless", k.token("iss", "https://dead.example")), header: "Retry-After"},
 		{reason: policy.UpstreamUnavailable, provoke: func() answer { return h.get(0, "/down") }},
 		{reason: policy.UpstreamTimeout, provoke: func() answer { return h.get(0, "/late") }},
+		{reason: policy.UpstreamOverloaded, provoke: func() answer { return h.crowd(t, "/narrow", begun) }, header: "Retry-After"},
 		{reason: policy.RequestMalformed, provoke: func() answer { return h.one(t, request("GET", "/..;/api", "Host: a")) }},
 		{reason: policy.RequestTooLarge, provoke: func() answer { return h.one(t, request("POST", "/open", "Host: a", "Content-Length: 1073741824")) }},
 		{reason: policy.MisdirectedRequest, provoke: func() answer { return h.misdirected(t, ca) }},
 		{reason: policy.ClientGone, provoke: func() answer { return h.leave(t, "/hang", begun) }},
+		{reason: policy.NodeOverloaded, node: 1, provoke: func() answer { return h.fill(t, 1, "/open") }, header: "Retry-After"},
 		{reason: policy.RevocationsStale, provoke: func() answer {
 			if err := h.StopControl(); err != nil {
 				t.Fatal(err)
@@ -234,7 +239,7 @@ func (row reasonRow) check(t *testing.T, h *harness, log *logBuffer) {
 		t.Error("no counter has the reason")
 	}
 	switch row.reason {
-	case policy.LimitExceeded, policy.RevocationsStale, policy.TokenRevoked, policy.KeyExpired: // others before it were served
+	case policy.LimitExceeded, policy.RevocationsStale, policy.TokenRevoked, policy.KeyExpired, policy.NodeOverloaded: // others before it were served
 	default:
 		h.untouched(t, "the refused request")
 	}
@@ -264,6 +269,99 @@ func (h *harness) leave(t *testing.T, path string, begun <-chan struct{}) answer
 		t.Fatal(err)
 	}
 	return answer{Header: http.Header{}, RequestID: "the-client-that-left"}
+}
+
+// crowd asks while the one request that the upstream is to have is under way.
+func (h *harness) crowd(t *testing.T, path string, begun <-chan struct{}) answer {
+	t.Helper()
+	for len(begun) > 0 {
+		<-begun
+	}
+	first := h.dial(t, 0)
+	first.send(t, "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n")
+	select {
+	case <-begun:
+	case <-time.After(patience):
+		t.Fatal("the first request did not reach its upstream")
+	}
+	a := h.get(0, path)
+	_ = first.Close()
+	h.until("the first request has ended", func() error {
+		second := h.dial(t, 0)
+		defer func() { _ = second.Close() }()
+		second.send(t, "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n")
+		_ = second.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		if _, err := second.Peek(1); errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil // it waits at the upstream
+		}
+		return errors.New("refused")
+	})
+	return a
+}
+
+// fill starts a node anew under a memory limit and holds memory until the node
+// refuses what comes on a connection that was there before. It serves again once
+// the memory is free.
+func (h *harness) fill(t *testing.T, node int, path string) answer {
+	t.Helper()
+	if err := h.StopNode(node); err != nil {
+		t.Fatal(err)
+	}
+	runtime.GC()
+	var now runtime.MemStats
+	runtime.ReadMemStats(&now)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	// The limit is the process's; who watches it reads it once, as the node starts.
+	before := debug.SetMemoryLimit(int64(now.Sys-now.HeapReleased) + 96<<20)
+	err := h.StartNode(ctx, node)
+	known := h.dial(t, node)
+	defer func() { _ = known.Close() }()
+	if err == nil {
+		h.until("the node serves", func() error {
+			if a := known.get(t, path); a.Status != 200 {
+				return fmt.Errorf("%+v", a)
+			}
+			return nil
+		})
+	}
+	debug.SetMemoryLimit(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var held [][]byte
+	var a answer
+	h.until("the node sheds", func() error {
+		if a.Status != http.StatusServiceUnavailable {
+			if len(held) < 64 {
+				held = append(held, make([]byte, 8<<20))
+				runtime.GC()
+			}
+			a = known.get(t, path)
+		}
+		if a.Status != http.StatusServiceUnavailable {
+			return fmt.Errorf("%d pieces of 8 MiB are held: %+v", len(held), a)
+		}
+		return nil
+	})
+	// Who is new does not even get so far.
+	fresh := h.dial(t, node)
+	defer func() { _ = fresh.Close() }()
+	_, _ = io.WriteString(fresh, "GET "+path+" HTTP/1.1\r\nHost: a\r\n\r\n")
+	if line, err := fresh.ReadString('\n'); err == nil {
+		t.Errorf("a new connection is served while memory is short: %q", line)
+	}
+	runtime.KeepAlive(held)
+	held = nil
+	runtime.GC()
+	h.until("the node serves again", func() error {
+		again, err := h.try(node, "GET", path, "")
+		if err != nil || again.Status != 200 {
+			return fmt.Errorf("%+v %v", again, err)
+		}
+		return nil
+	})
+	return a
 }
 
 // misdirected asks for another host than the handshake did, by whose name clients
@@ -325,11 +423,16 @@ apiVersion: portcullis.dev/v1
 kind: Upstream
 metadata: {name: down}
 spec: {endpoints: [{url: 'http://%s'}]}
-`, ca.CertPEM, shown.CertPEM, shown.KeyPEM, freePort(t), slow, freePort(t)) +
+---
+apiVersion: portcullis.dev/v1
+kind: Upstream
+metadata: {name: narrow}
+spec: {endpoints: [{url: %q}], circuitBreaker: {maxRequests: 1}}
+`, ca.CertPEM, shown.CertPEM, shown.KeyPEM, freePort(t), slow, freePort(t), slow) +
 		at("api", ext) + at("keyed", "{apiKey: {}}") + at("keyless", "{jwt: {issuers: [dead], audiences: [https://api.example]}}") +
 		at("scoped", ext+", {authorize: {rules: [{name: r, scopes: [admin]}]}}") +
 		at("ruled", ext+", {authorize: {rules: [{name: r, require: \"auth.claims.tenant == 'a'\"}]}}") +
 		at("fresh", ext, "revocation: {maxStaleness: 500ms, onStale: deny}") +
 		at("limited", "{rateLimit: {limits: [{name: hour, requests: 1, window: 1h}]}}", "public: true") +
-		public("open", "up") + public("down", "down") + public("late", "slow", "timeouts: {request: 100ms}") + public("hang", "slow")
+		public("open", "up") + public("down", "down") + public("late", "slow", "timeouts: {request: 100ms}") + public("hang", "slow") + public("narrow", "narrow")
 }
