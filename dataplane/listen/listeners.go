@@ -199,7 +199,10 @@ func (l *Listeners) Run(ctx context.Context) error {
 	r.packets.Go(func() { l.quic.run(packets) })
 	for name, ln := range l.sockets {
 		r.accepting.Go(func() {
-			if err := l.accept(name, ln, r.stop, &r.serving); err != nil {
+			err := l.accept(name, ln, r.stop, &r.serving)
+			select {
+			case <-r.stop: // closed by end, which is no failure
+			default:
 				r.failed <- fmt.Errorf("serve %v: %w", ln.Addr(), err)
 			}
 		})
