@@ -179,3 +179,40 @@ func TestUnresolvedNamesAreTold(t *testing.T) {
 		return len(s.Out) == 1 && s.Out[0].Reason == health.Unresolved && s.Out[0].Address == "none.example" && s.Out[0].Detail != "" && s.Usable() == 0
 	})
 }
+
+// The same policies hold over HTTP/2: what is refused is retried with its body, and
+// who loses a race is interrupted without blame.
+func TestPoliciesOverHTTP2(t *testing.T) {
+	var asked, interrupted atomic.Int64
+	serve := func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		n := asked.Add(1)
+		switch {
+		case r.Method == "POST" && n == 1:
+			w.Header().Set("Content-Type", "application/grpc")
+			w.Header().Set("Grpc-Status", "14")
+		case r.Method == "POST":
+			_, _ = w.Write(body)
+		case n == 3:
+			<-r.Context().Done()
+			interrupted.Add(1)
+		}
+	}
+	one, _ := serveHTTP2(t, serve)
+	other, _ := serveHTTP2(t, serve)
+	const upstream = `{protocol: http2, outlierDetection: {consecutiveFailures: 1}, circuitBreaker: {maxConnections: 2, maxPending: 10}}`
+	b := guarded(t, upstream, `{retries: {nonIdempotent: true, backoff: 1ms}, hedging: {delay: 20ms}}`, one, other)
+	e := method("POST", "hello")
+	e.Request.Header.Add("Content-Type", "application/grpc")
+	if status, body, err := send(b, e, patience); status != 200 || body != "hello" || err != nil || asked.Load() != 2 {
+		t.Errorf("%d %q %v, asked %d times", status, body, err, asked.Load())
+	}
+	began := time.Now()
+	if status, _, err := send(b, get("/"), patience); status != 200 || err != nil || time.Since(began) > 5*time.Second {
+		t.Errorf("%d %v after %v", status, err, time.Since(began))
+	}
+	eventually(t, "interrupted", func() bool { return interrupted.Load() == 1 })
+	if out := outOf(b.upstream.pool); len(out) != 0 {
+		t.Errorf("who lost is blamed: %v", out)
+	}
+}
