@@ -21,9 +21,23 @@ func isGRPC(r *exchange.Request) bool {
 	return len(text) == len(prefix) || strings.IndexByte("+; ", text[len(prefix)]) >= 0
 }
 
-// Units of grpc-timeout (gRPC over HTTP/2, "Requests").
-var units = map[byte]time.Duration{
-	'H': time.Hour, 'M': time.Minute, 'S': time.Second, 'm': time.Millisecond, 'u': time.Microsecond, 'n': time.Nanosecond,
+// unit is that of a grpc-timeout (gRPC over HTTP/2, "Requests"); 0 for none.
+func unit(letter byte) time.Duration {
+	switch letter {
+	case 'H':
+		return time.Hour
+	case 'M':
+		return time.Minute
+	case 'S':
+		return time.Second
+	case 'm':
+		return time.Millisecond
+	case 'u':
+		return time.Microsecond
+	case 'n':
+		return time.Nanosecond
+	}
+	return 0
 }
 
 // grpcTimeout reads a grpc-timeout; false when it is none: then it bounds nothing,
@@ -32,16 +46,16 @@ func grpcTimeout(text string) (time.Duration, bool) {
 	if len(text) < 2 || len(text) > 9 {
 		return 0, false
 	}
-	digits, unit := text[:len(text)-1], units[text[len(text)-1]]
+	digits, each := text[:len(text)-1], unit(text[len(text)-1])
 	n, err := strconv.ParseUint(digits, 10, 64)
-	if err != nil || unit == 0 {
+	if err != nil || each == 0 {
 		return 0, false
 	}
 	// Eight digits of hours do not fit.
-	if n > uint64(1<<63-1)/uint64(unit) {
+	if n > uint64(1<<63-1)/uint64(each) {
 		return 1<<63 - 1, true
 	}
-	return time.Duration(n) * unit, true
+	return time.Duration(n) * each, true
 }
 
 // callersDeadline is the earlier of the deadline and what the caller of a gRPC

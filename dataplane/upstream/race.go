@@ -110,7 +110,8 @@ func (r *race) start(over func()) bool {
 	go func() {
 		defer func() {
 			if cause := recover(); cause != nil {
-				a.resp, a.err = nil, fmt.Errorf("%w: %v\n%s", ErrUnavailable, cause, debug.Stack())
+				r.j.b.upstream.pool.log().Error("an attempt failed in the gateway's own code", "panic", cause, "stack", string(debug.Stack()))
+				a.resp, a.err = nil, fmt.Errorf("%w: an attempt failed in the gateway's own code", ErrUnavailable)
 			}
 			if over != nil {
 				over()
