@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	quichttp3 "github.com/quic-go/quic-go/http3"
+
 	"portcullis.dev/portcullis/pkg/identity"
 	"portcullis.dev/portcullis/pkg/identity/certtest"
 	controlv1 "portcullis.dev/portcullis/proto/control/v1"
@@ -59,7 +61,7 @@ func TestTLS(t *testing.T) {
 			document + "kind: Route\nmetadata: {name: " + name + "}\nspec: {public: true, matches: [{path: {prefix: /" + name + "}}], backends: [{upstream: " + name + "}]}\n"
 	}
 	mutual := "certificate: " + strconv.Quote(own.CertPEM) + ", privateKey: " + strconv.Quote(own.KeyPEM)
-	apply(t, n, 1, document+"kind: Gateway\nmetadata: {name: default}\nspec: {listeners: [{name: https, tls: {certificates: [shop]}}]}\n"+
+	apply(t, n, 1, document+"kind: Gateway\nmetadata: {name: default}\nspec: {listeners: [{name: https, tls: {certificates: [shop]}, http3: true}]}\n"+
 		document+"kind: Certificate\nmetadata: {name: shop}\nspec: {certificate: "+strconv.Quote(shop.CertPEM)+", privateKey: "+strconv.Quote(shop.KeyPEM)+"}\n"+
 		upstream("good", internal.CertPEM, "orders.internal", mutual)+
 		upstream("pinned", internal.CertPEM, "orders.internal", mutual+", pins: ["+stranger.Pin()+", "+far.Pin()+"]")+
@@ -86,6 +88,28 @@ func TestTLS(t *testing.T) {
 		if err != nil || !strings.Contains(string(text), want) || (resp.StatusCode == 200) != strings.HasPrefix(want, "sni") {
 			t.Errorf("%s: %d %q, %v; want %q", path, resp.StatusCode, text, err, want)
 		}
+	}
+	// The same by HTTP/3, once an answer has announced it.
+	await(t, "Alt-Svc", func() bool {
+		resp, err := client.Get("https://" + https.Addr().String() + "/good")
+		if err != nil {
+			return false
+		}
+		_ = resp.Body.Close()
+		return resp.Header.Get("Alt-Svc") != ""
+	})
+	three := &quichttp3.Transport{TLSClientConfig: transport.TLSClientConfig}
+	resp, err := (&http.Client{Transport: three, Timeout: patience}).Get("https://" + https.Addr().String() + "/good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(resp.Body)
+	_ = resp.Body.Close()
+	if err != nil || resp.Proto != "HTTP/3.0" || resp.StatusCode != 200 || string(text) != "sni=orders.internal client=node proto=https" {
+		t.Errorf("%s %s %q %v", resp.Proto, resp.Status, text, err)
+	}
+	if err := three.Close(); err != nil {
+		t.Error(err)
 	}
 	// One that is taken away is not served, and the node says so.
 	apply(t, n, 2, gatewayDoc)

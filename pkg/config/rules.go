@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"regexp"
 	"regexp/syntax"
-	"slices"
 	"strconv"
 	"time"
 
@@ -87,9 +86,6 @@ func (r *report) understood(m protoreflect.Message, path string) bool {
 			at = "spec"
 		}
 		switch {
-		case slices.Contains(planned(), fd.FullName()):
-			r.fail(at, "is not supported by this release: leave it out")
-			ok = false
 		case fd.Kind() == protoreflect.EnumKind && fd.IsList():
 			for i := range v.List().Len() {
 				ok = r.known(fd, v.List().Get(i).Enum(), at+"["+strconv.Itoa(i)+"]") && ok
