@@ -74,6 +74,7 @@ type ClientConn struct {
 	peek     syscall.RawConn
 	peekFunc func(fd uintptr)
 	peeked   bool
+	beyond   [1]byte // where TLS is asked for what nobody expects
 
 	buf []byte // buf[from:] is read and not consumed
 	// from is where the head ends once it is parsed: body bytes are decoded in place

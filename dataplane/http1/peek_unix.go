@@ -2,7 +2,11 @@
 
 package http1
 
-import "syscall"
+import (
+	"errors"
+	"os"
+	"syscall"
+)
 
 // Alive tells, without waiting, whether the connection is open and silent, as an
 // idle one is. One that the upstream has closed, or on which it has said
@@ -12,10 +16,18 @@ func (c *ClientConn) Alive() bool {
 		return true
 	}
 	c.peeked = false
-	if err := c.peek.Control(c.peekFunc); err != nil {
+	if err := c.peek.Control(c.peekFunc); err != nil || !c.peeked {
 		return false
 	}
-	return c.peeked
+	return c.raw == c.conn || c.silent()
+}
+
+// silent tells whether TLS holds nothing back that it has read from the socket
+// already, together with what was asked for.
+func (c *ClientConn) silent() bool {
+	c.arm(past)
+	n, err := c.conn.Read(c.beyond[:])
+	return n == 0 && errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 func (c *ClientConn) look(fd uintptr) {

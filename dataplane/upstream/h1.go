@@ -14,11 +14,7 @@ import (
 	"portcullis.dev/portcullis/dataplane/http1"
 )
 
-const (
-	maxIdlePerEndpoint = 512
-	// trusted is how long a connection may have been idle to be used unseen.
-	trusted = 100 * time.Millisecond
-)
+const maxIdlePerEndpoint = 512
 
 // errDial is wrapped by the error when no connection was made.
 var errDial = errors.New("cannot connect")
@@ -105,8 +101,9 @@ func idempotent(method string) bool {
 	return false
 }
 
-// take returns an idle connection, or nil. One that was idle for long, or that is
-// to carry what may not be sent twice, is looked at first.
+// take returns an idle connection, or nil. Each is looked at first, however short
+// it was idle: what the upstream said unasked would be taken for the answer to the
+// next request, and every answer behind it for that of the request before.
 func (t *http1Trip) take(call *http1.Call) *http1Conn {
 	for {
 		t.mu.Lock()
@@ -120,7 +117,7 @@ func (t *http1Trip) take(call *http1.Call) *http1Conn {
 		t.idle = t.idle[:n-1]
 		idled := call.Now.Sub(c.since)
 		t.mu.Unlock()
-		if idled < t.keep && (idled < trusted && idempotent(call.Request.Method) || c.Alive()) {
+		if idled < t.keep && c.Alive() {
 			return c
 		}
 		t.forget(c)
