@@ -122,6 +122,9 @@ func (f *flight) finish(e *exchange.Exchange) {
 	counters.Count(telemetry.Request{Method: e.Request.Method, TLS: secure, Status: e.Result.Status, Reason: string(f.reason), Duration: took})
 	g.cfg.Counters.Ended(e.Request.Method, secure)
 	traceID := f.traceID()
+	if e.Result.Err != nil && e.Why.Detail == "" {
+		e.Why.Detail = "The answer was cut short: " + e.Result.Err.Error()
+	}
 	f.remember(e, traceID, took)
 	if g.logs.Load() && g.cfg.AccessLog != nil {
 		f.log(e, traceID, took)

@@ -152,3 +152,24 @@ func TestPredicates(t *testing.T) {
 		}
 	}
 }
+
+// Who asks why an answer was cut short is told, also when the gateway had refused
+// nothing.
+func TestCutAnswersAreRemembered(t *testing.T) {
+	r := newRig(t)
+	up := newOrigin(t, r, ok)
+	r.apply(doc("Route", "default", "open", "{public: true, backends: [{upstream: up}]}") + upstreamAt("up", up.URL))
+	for cause, want := range map[error]string{nil: "", io.ErrUnexpectedEOF: "The answer was cut short: unexpected EOF"} {
+		e := request("GET", "x/")
+		resp := r.g.Handle(e)
+		if _, err := io.Copy(io.Discard, resp.Body.Reader); err != nil {
+			t.Fatal(err)
+		}
+		e.Result = exchange.Result{Status: resp.Status, Err: cause}
+		resp.Body.Reader.Close()
+		e.End()
+		if got := r.decision(e.ID).Detail; got != want {
+			t.Errorf("%v: %q", cause, got)
+		}
+	}
+}

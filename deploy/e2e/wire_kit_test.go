@@ -108,6 +108,8 @@ type script struct {
 	play func(c *played, r *http.Request) bool
 
 	listener net.Listener
+	// released is closed at the end.
+	released chan struct{}
 	running  sync.WaitGroup
 	mu       sync.Mutex
 	open     map[*played]struct{}
@@ -148,7 +150,7 @@ func newScript(t *testing.T, play func(*played, *http.Request) bool) *script {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &script{URL: "http://" + listener.Addr().String(), play: play, listener: listener, open: map[*played]struct{}{}}
+	s := &script{URL: "http://" + listener.Addr().String(), play: play, listener: listener, released: make(chan struct{}), open: map[*played]struct{}{}}
 	s.running.Go(s.accept)
 	t.Cleanup(s.close)
 	return s
@@ -197,6 +199,7 @@ func (c *played) serve() {
 
 func (s *script) close() {
 	_ = s.listener.Close()
+	close(s.released)
 	s.mu.Lock()
 	s.closed = true
 	for c := range s.open {
