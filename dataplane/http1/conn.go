@@ -24,6 +24,9 @@ const (
 	// lets it read the answer: to close with unread bytes would reset it.
 	lingerTime  = 500 * time.Millisecond
 	lingerBytes = 256 << 10
+	// dozeAfter is how long a connection waits for its next request with its buffer
+	// at hand.
+	dozeAfter = time.Second
 )
 
 // conn is one connection from a client. What it needs for an exchange is reused
@@ -51,6 +54,7 @@ type conn struct {
 	last     time.Time // when the last exchange was answered, or the connection began
 	first    bool      // nothing has been answered yet
 	beyond   [1]byte   // where a body is read to beyond its end
+	doze     [16]byte  // where the next request is awaited without a buffer
 
 	writing sync.Mutex
 	// Guarded by writing until the head of the answer is written, then owned by the

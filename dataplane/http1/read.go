@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 // nextHead waits for a whole head and takes it out of the buffer, which holds it
@@ -43,12 +44,37 @@ func (c *conn) nextHead() (raw []byte, refused *admission.Refusal, err error) {
 		if !begun.IsZero() {
 			until = begun.Add(c.server.config.HeaderTimeout)
 		}
-		n, err := c.read(c.space(), until, idle)
-		if err != nil {
+		if err := c.more(until, idle); err != nil {
 			return nil, nil, err
 		}
-		c.to += n
 	}
+}
+
+// more reads more of a head. A connection on which none begins for a while gives
+// its buffer to others as it waits on: that is most of what idle ones would hold.
+// idle is nil within a head.
+func (c *conn) more(until time.Time, idle *atomic.Bool) error {
+	soon := c.last.Add(dozeAfter)
+	if idle == nil || !soon.Before(until) {
+		n, err := c.read(c.space(), until, idle)
+		c.to += n
+		return err
+	}
+	n, err := c.read(c.space(), soon, idle)
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		c.to += n
+		return err
+	}
+	// The strings of the last head lie in the buffer.
+	c.head, c.exchange = requestHead{}, exchange.Exchange{}
+	c.server.giveBuffer(c.buf)
+	c.buf, c.from, c.to = nil, 0, 0
+	if n, err = c.read(c.doze[:], until, idle); err != nil {
+		return err
+	}
+	c.buf = c.server.takeBuffer()
+	c.to = copy(c.buf, c.doze[:n])
+	return nil
 }
 
 // space returns where more of a head may be read to; only between exchanges.

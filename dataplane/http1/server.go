@@ -81,6 +81,7 @@ type Server struct {
 	goodbye, draining atomic.Bool
 	date              atomic.Pointer[date]
 	small, large      sync.Pool // write buffers
+	heads             sync.Pool // read buffers
 
 	mu sync.Mutex
 	// Guarded by mu.
@@ -95,6 +96,7 @@ type Server struct {
 func NewServer(c Config) *Server {
 	c.complete()
 	s := &Server{config: c, conns: map[*conn]struct{}{}}
+	s.heads.New = func() any { return new([readBuffer]byte) }
 	s.small.New = func() any { return new([smallBuffer]byte) }
 	s.large.New = func() any { return new([largeBuffer]byte) }
 	return s
@@ -104,7 +106,9 @@ func NewServer(c Config) *Server {
 // that were read from it already. on is used by this connection only.
 func (s *Server) Serve(nc net.Conn, on *admission.Conn, first []byte) {
 	c := &conn{server: s, net: nc, on: on, raw: rawConn(nc)}
-	c.buf = make([]byte, max(readBuffer, len(first)))
+	if c.buf = s.takeBuffer(); len(first) > len(c.buf) {
+		c.buf = make([]byte, len(first))
+	}
 	c.to = copy(c.buf, first)
 	ctx, cancel := context.WithCancelCause(context.Background())
 	c.ctx, c.cancel = ctx, cancel
@@ -114,8 +118,19 @@ func (s *Server) Serve(nc net.Conn, on *admission.Conn, first []byte) {
 		return
 	}
 	defer s.remove(c)
+	defer func() { s.giveBuffer(c.buf) }()
 	defer c.close()
 	c.serve()
+}
+
+// takeBuffer returns a read buffer; giveBuffer takes one back that nothing refers
+// to any more, if it is of the common size.
+func (s *Server) takeBuffer() []byte { return s.heads.Get().(*[readBuffer]byte)[:] }
+
+func (s *Server) giveBuffer(b []byte) {
+	if len(b) == readBuffer {
+		s.heads.Put((*[readBuffer]byte)(b))
+	}
 }
 
 // rawConn returns what looks at the socket of a connection, nil for one that has
