@@ -91,11 +91,12 @@ type conn struct {
 	final     bool      // no further streams: GOAWAY says so
 	parting   bool      // the next answer says goodbye
 	draining  bool
-	window    int64 // what may be sent
-	grant     int64 // the client's initial window for streams
-	shrunk    bool  // the client has made its table smaller
-	allowed   int64 // what the client may send
-	owed      int64 // read, but not given back
+	window    int64    // what may be sent
+	grant     int64    // the client's initial window for streams
+	shrunk    bool     // the client has made its table smaller
+	allowed   int64    // what the client may send
+	owed      int64    // read, but not given back
+	unwanted  []uint32 // streams that are answered and to be reset soon
 }
 
 type closedStream struct {
@@ -219,6 +220,35 @@ func (c *conn) streamError(id uint32, code h2.ErrCode) error {
 	}
 	c.kickLocked()
 	return c.budget.reset()
+}
+
+// unwantedGrace is how long a client whose request was answered before its end may
+// go on sending it, in vain. Many (curl 7.88 and its library) forget an answer that
+// they have not read when they learn of the reset; most have ended by then.
+const unwantedGrace = 250 * time.Millisecond
+
+// resetLaterLocked tells the client to stop sending what is not wanted any more
+// (RFC 9113, 8.1), once it has had time to read its answer.
+func (c *conn) resetLaterLocked(id uint32) {
+	if c.unwanted = append(c.unwanted, id); len(c.unwanted) == 1 {
+		time.AfterFunc(unwantedGrace, c.resetUnwanted)
+	}
+}
+
+func (c *conn) resetUnwanted() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ids := c.unwanted
+	c.unwanted = nil
+	if c.ending != nil || c.broken != nil {
+		return
+	}
+	for _, id := range ids {
+		if id != 0 {
+			c.resetLocked(id, h2.ErrCodeNo)
+		}
+	}
+	c.kickLocked()
 }
 
 // forgetLocked takes a stream off the list of open ones.

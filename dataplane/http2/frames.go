@@ -2,6 +2,7 @@ package http2
 
 import (
 	"io"
+	"slices"
 	"time"
 
 	h2 "golang.org/x/net/http2"
@@ -263,6 +264,9 @@ func (c *conn) deliver(fh h2.FrameHeader, spare *chunk) (kept bool, refused h2.E
 			return false, h2.ErrCodeNo, connectionError{h2.ErrCodeProtocol, "DATA on an idle stream"}
 		}
 		if _, reset := c.wasLocked(fh.StreamID); s == nil && reset {
+			if at := slices.Index(c.unwanted, fh.StreamID); at >= 0 && ended {
+				c.unwanted[at] = 0 // it has ended in time
+			}
 			return false, h2.ErrCodeNo, nil
 		}
 		return false, h2.ErrCodeStreamClosed, nil

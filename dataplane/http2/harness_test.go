@@ -225,6 +225,7 @@ type outcome struct {
 	gone    bool
 	closed  bool
 	pingAck int
+	other   uint32 // another stream that was reset
 }
 
 // await reads until stop says so or the connection ends.
@@ -270,7 +271,7 @@ func (r *raw) take(o *outcome, id uint32, frame h2.Frame) {
 			o.ended = f.StreamEnded()
 		}
 	case *h2.RSTStreamFrame:
-		if f.StreamID == id {
+		if o.other = f.StreamID; f.StreamID == id {
 			o.wasReset, o.reset = true, f.ErrCode
 		}
 	case *h2.GoAwayFrame:

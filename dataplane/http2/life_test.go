@@ -136,19 +136,36 @@ func TestBothDirectionsAtOnce(t *testing.T) {
 	}
 }
 
-// An answer that does not wait for the request's end tells the client to stop.
+// An answer that does not wait for the request's end tells the client to stop, but
+// not before it can have read the answer.
 func TestEarlyAnswers(t *testing.T) {
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response { return text(200, "enough") }})
 	r := f.dial()
 	r.headers(1, false, post()...)
-	o := r.await(1, func(o *outcome) bool { return o.wasReset })
-	if o.status != "200" || !o.ended || o.reset != h2.ErrCodeNo {
+	if o := r.await(1, func(o *outcome) bool { return o.ended }); o.status != "200" || o.wasReset {
+		t.Errorf("got %+v", o)
+	}
+	if o := r.await(1, func(o *outcome) bool { return o.wasReset }); o.reset != h2.ErrCodeNo {
 		t.Errorf("got %+v", o)
 	}
 	// What is still under way is overlooked, also a trailer.
 	r.must(r.WriteData(1, false, []byte("more")))
 	r.headers(1, true, "x-a", "b")
 	r.alive()
+	// Who has ended in time is not told.
+	r.headers(3, false, post()...)
+	r.await(3, func(o *outcome) bool { return o.ended })
+	r.must(r.WriteData(3, true, []byte("all")))
+	r.headers(5, false, post()...)
+	r.await(5, func(o *outcome) bool { return o.ended })
+	told := false
+	r.await(5, func(o *outcome) bool {
+		told = told || o.other == 3
+		return o.wasReset
+	})
+	if told {
+		t.Error("a stream that has ended is reset")
+	}
 }
 
 func TestPanicsAreAnswered(t *testing.T) {

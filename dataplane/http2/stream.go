@@ -288,12 +288,12 @@ func (s *stream) closeLocked() {
 	}
 	s.dead = errEnded
 	c.budget.answered()
-	if !s.ended {
-		code := h2.ErrCodeNo
-		if s.refused != nil && s.refused.Status == 400 {
-			code = h2.ErrCodeProtocol
-		}
-		c.resetLocked(s.id, code)
+	switch {
+	case s.ended:
+	case s.refused != nil && s.refused.Status == 400:
+		c.resetLocked(s.id, h2.ErrCodeProtocol)
+	default:
+		c.resetLaterLocked(s.id)
 	}
 	c.forgetLocked(s.id, !s.ended)
 	if c.parting {
