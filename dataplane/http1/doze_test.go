@@ -58,14 +58,14 @@ func TestIdleConnectionsHoldNoBuffer(t *testing.T) {
 			if holds() {
 				t.Error("a buffer while nothing comes")
 			}
-			go send("GET /two HTTP/1.1\r\nHost: h\r\nX-A: c\r\n\r\nGET /three HTTP/1.1\r\nHost: h\r\n\r\n")
+			go io.WriteString(client, "GET /two HTTP/1.1\r\nHost: h\r\nX-A: c\r\n\r\nGET /three HTTP/1.1\r\nHost: h\r\n\r\n")
 			expect("/two c")
 			expect("/three ")
 			time.Sleep(2 * dozeAfter)
 			send("G")
 			synctest.Wait()
 			time.Sleep(2 * dozeAfter)
-			go send("ET /four HTTP/1.1\r\nHost: h\r\nX-A: " + long + "\r\n\r\n")
+			go io.WriteString(client, "ET /four HTTP/1.1\r\nHost: h\r\nX-A: " + long + "\r\n\r\n")
 			expect("/four " + long)
 		}
 		time.Sleep(s.config.IdleTimeout + time.Second)

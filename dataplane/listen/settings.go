@@ -81,7 +81,7 @@ func (s *Settings) listener(c config.Checked, before *Settings, l *configv1.List
 		case errors.Is(err, errNotIssued):
 			one.missing = append(one.missing, fmt.Sprintf("Certificate %q %v", name, err))
 		case err != nil:
-			return nil, fmt.Errorf("Certificate %q: %w", name, err)
+			return nil, fmt.Errorf("the Certificate %q: %w", name, err)
 		default:
 			all = append(all, cert)
 		}

@@ -24,7 +24,7 @@ func TestUpstreamBalance(t *testing.T) {
 		`endpoints: [{url: "http://", resolve: service}]`:                            "of SRV records",
 		`endpoints: [{url: "tcp://a.example", resolve: service}]`:                    "of SRV records",
 		`endpoints: [{url: "http://_http._tcp.a.example"}]`:                          "no lower-case host name",
-		`endpoints: [{url: "http://a", zone: "a\u0007b"}]`:                               "spec.endpoints[0].zone",
+		`endpoints: [{url: "http://a", zone: "a\u0007b"}]`:                           "spec.endpoints[0].zone",
 		`{endpoints: [{url: "http://a"}], dns: {refresh: 5s}}`:                       "spec.dns: has no effect: expected an endpoint with resolve",
 		`{` + names + `, dns: {refresh: 1s, server: "10.0.0.2:53"}}`:                 "",
 		`{` + names + `, dns: {refresh: 1ms}}`:                                       "spec.dns.refresh",
