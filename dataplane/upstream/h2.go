@@ -1,4 +1,4 @@
-//lint:file-ignore SA1019 net/http's ClientConn, which is to follow, tells neither whether a request was processed nor how many more fit
+//lint:file-ignore SA1019 net/http's ClientConn, which is to follow, does not tell of a failed request whether it was processed
 
 package upstream
 
