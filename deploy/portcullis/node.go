@@ -85,7 +85,7 @@ func joinTokenOf(cmd *cobra.Command, where string) (string, error) {
 }
 
 func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *nodeFlags) (err error) {
-	given, err := inherit()
+	given, err := inherit(firstPassed)
 	if err != nil {
 		return err
 	}

@@ -137,6 +137,7 @@ func runControlplane(cmd *cobra.Command, f *controlFlags) (err error) {
 	if err != nil {
 		return err
 	}
+	defer noSuccession(log)()
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {
 		return fmt.Errorf("--data-dir: %w", err)
 	}

@@ -34,11 +34,16 @@ type passed struct {
 	successor bool
 }
 
-// inherit takes over what was passed: by a predecessor, or by a service manager
-// that listens for us (sd_listen_fds(3)). The variables are removed, so that no
-// child takes them for its own.
-func inherit() (*passed, error) {
-	p := &passed{files: map[string]*os.File{}}
+// inherit takes over what was passed from the descriptor first on: by a
+// predecessor, or by a service manager that listens for us (sd_listen_fds(3)). The
+// variables are removed, so that no child takes them for its own.
+func inherit(first int) (p *passed, err error) {
+	p = &passed{files: map[string]*os.File{}}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
 	var names []string
 	switch {
 	case os.Getenv(successionEnv) != "":
@@ -47,26 +52,26 @@ func inherit() (*passed, error) {
 	case os.Getenv("LISTEN_PID") == strconv.Itoa(os.Getpid()):
 		n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
 		if err != nil || n < 0 || n > 64 {
-			return nil, fmt.Errorf("LISTEN_FDS is %q: expected the number of sockets that the service manager passed", os.Getenv("LISTEN_FDS"))
+			return p, fmt.Errorf("LISTEN_FDS is %q: expected the number of sockets that the service manager passed", os.Getenv("LISTEN_FDS"))
 		}
 		if names = strings.Split(os.Getenv("LISTEN_FDNAMES"), ":"); n == 1 && (len(names) != 1 || !socketName.MatchString(names[0])) {
 			// Without FileDescriptorName= it is named after its unit.
 			names = []string{"http"}
 		}
 		if len(names) != n {
-			return nil, fmt.Errorf("%d sockets were passed with the names %q: expected FileDescriptorName= for each", n, names)
+			return p, fmt.Errorf("%d sockets were passed with the names %q: expected FileDescriptorName= for each", n, names)
 		}
 	}
 	for _, name := range []string{successionEnv, "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"} {
 		if err := os.Unsetenv(name); err != nil {
-			return nil, err
+			return p, err
 		}
 	}
 	for i, name := range names {
 		if p.files[name] != nil {
-			return nil, fmt.Errorf("two sockets with the name %q were passed: expected each name once", name)
+			return p, fmt.Errorf("two sockets with the name %q were passed: expected each name once", name)
 		}
-		fd := firstPassed + i
+		fd := first + i
 		syscall.CloseOnExec(fd)
 		p.files[name] = os.NewFile(uintptr(fd), name)
 	}

@@ -99,6 +99,7 @@ password anywhere.`,
 			if err != nil {
 				return err
 			}
+			defer noSuccession(log)()
 			if cfg.Nodes < 1 || cfg.Nodes > 64 {
 				return fmt.Errorf("--nodes %d: expected 1 to 64", cfg.Nodes)
 			}

@@ -114,6 +114,27 @@ func (s *succession) await(ctx context.Context, ready *os.File) error {
 	}
 }
 
+// noSuccession keeps SIGUSR2 from ending a role that cannot be replaced in place.
+func noSuccession(log *slog.Logger) (stop func()) {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGUSR2)
+	done := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-signals:
+				log.Warn("only a dataplane is replaced by SIGUSR2: restart this process instead")
+			case <-done:
+				return
+			}
+		}
+	}()
+	return func() {
+		signal.Stop(signals)
+		close(done)
+	}
+}
+
 // ready tells who started this process that it serves: its predecessor, if it has
 // one, and the service manager (sd_notify(3)).
 func (p *passed) ready() error {
