@@ -3,6 +3,7 @@
 package upstream
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -250,13 +251,15 @@ func newTrip(call *http1.Call, scheme, host string) *trip {
 	r := call.Request
 	t := &trip{call: *call, body: &outgoing{}}
 	t.ctx, t.cancel = context.WithCancelCause(call.Context)
+	own := newOwned(r)
 	t.out = (&http.Request{
-		Method: r.Method, URL: outgoingURL(scheme, host, r), Host: r.Authority, Header: outgoingHeader(r),
+		Method: own.text(r.Method), URL: outgoingURL(scheme, host, r, own), Host: own.text(r.Authority), Header: outgoingHeader(r, own),
 		Proto: "HTTP/2.0", ProtoMajor: 2,
 	}).WithContext(t.ctx)
 	switch {
 	case call.Whole && len(call.Body) > 0:
-		t.body.whole, t.body.isWhole = call.Body, true
+		// An upstream may answer before it has read it; the buffer is another's then.
+		t.body.whole, t.body.isWhole = bytes.Clone(call.Body), true
 		t.out.Body, t.out.ContentLength = t.body, int64(len(call.Body))
 	case !call.Whole && r.Body.Reader != nil && r.Body.Length != 0:
 		t.body.reader = r.Body.Reader

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"strings"
 	"sync"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -96,14 +97,37 @@ func (b *outgoing) finish() {
 	}
 }
 
+// owned copies texts of a request, all into one piece of memory. The library keeps
+// them: its encoder remembers fields for as long as the connection lasts
+// (RFC 7541, 2.3.2), and its goroutine may still write when the exchange, in whose
+// memory they lie, has ended.
+type owned struct{ memory strings.Builder }
+
+// newOwned has room for all of the request.
+func newOwned(r *exchange.Request) *owned {
+	n := len(r.Method) + len(r.Path) + len(r.Query) + len(r.Authority)
+	for _, f := range r.Header.Fields() {
+		n += len(f.Name) + len(f.Value)
+	}
+	o := &owned{}
+	o.memory.Grow(n)
+	return o
+}
+
+func (o *owned) text(s string) string {
+	start := o.memory.Len()
+	o.memory.WriteString(s)
+	return o.memory.String()[start:]
+}
+
 // outgoingURL goes out byte for byte as Opaque, which Path would not.
-func outgoingURL(scheme, host string, r *exchange.Request) *url.URL {
-	return &url.URL{Scheme: scheme, Host: host, Opaque: r.Path, RawQuery: r.Query}
+func outgoingURL(scheme, host string, r *exchange.Request, own *owned) *url.URL {
+	return &url.URL{Scheme: scheme, Host: host, Opaque: own.text(r.Path), RawQuery: own.text(r.Query)}
 }
 
 // outgoingHeader renders the fields as the library wants them. gRPC's servers want
 // to hear that trailers are understood.
-func outgoingHeader(r *exchange.Request) http.Header {
+func outgoingHeader(r *exchange.Request, own *owned) http.Header {
 	fields := r.Header.Fields()
 	h := make(http.Header, len(fields)+2)
 	values := make([]string, len(fields))
@@ -111,12 +135,12 @@ func outgoingHeader(r *exchange.Request) http.Header {
 		if exchange.HopByHop(f.Name) || exchange.EqualFold(f.Name, "Host") {
 			continue
 		}
-		name := textproto.CanonicalMIMEHeaderKey(f.Name)
+		name, value := textproto.CanonicalMIMEHeaderKey(own.text(f.Name)), own.text(f.Value)
 		if before, ok := h[name]; ok {
-			h[name] = append(before, f.Value)
+			h[name] = append(before, value)
 			continue
 		}
-		values[i] = f.Value
+		values[i] = value
 		h[name] = values[i : i+1 : i+1]
 	}
 	if _, ok := h["User-Agent"]; !ok {
