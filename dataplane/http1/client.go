@@ -73,8 +73,12 @@ type ClientConn struct {
 	// peek looks into the socket; nil where there is none.
 	peek     syscall.RawConn
 	peekFunc func(fd uintptr)
+	askFunc  func(fd uintptr) bool
 	peeked   bool
+	asked    asked
 	beyond   [1]byte // where TLS is asked for what nobody expects
+	// used is set once the connection has carried a request.
+	used bool
 
 	buf []byte // buf[from:] is read and not consumed
 	// from is where the head ends once it is parsed: body bytes are decoded in place
@@ -117,14 +121,16 @@ func NewClientConn(conn net.Conn) *ClientConn {
 	if s, ok := c.raw.(syscall.Conn); ok {
 		c.peek, _ = s.SyscallConn()
 	}
-	c.peekFunc = c.look
+	c.peekFunc, c.askFunc = c.look, c.ask
 	c.interrupt, c.trailer, c.upgrade = c.Interrupt, c.trailers, c.splice
 	c.sender.result = make(chan error, 1)
 	return c
 }
 
-// Do sends a request and returns the head of its answer; the body streams. After
-// an error the connection is closed and the request's body is not read any more;
+// Do sends a request and returns the head of its answer; the body streams. A
+// connection that was idle is looked at first, however short that was: what the
+// upstream said unasked would be taken for the answer, and every answer behind it
+// for that of the request before. One that is not Alive is ErrUnsent. After an error the connection is closed and the request's body is not read any more;
 // after an answer the caller calls Finish once it has done with it.
 func (c *ClientConn) Do(call Call) (*exchange.Response, error) {
 	c.begin(call)
@@ -160,14 +166,6 @@ func (c *ClientConn) do() (*exchange.Response, error) {
 	if err := c.send(); err != nil {
 		return nil, err
 	}
-	first := c.call.Now.Add(glance)
-	if c.call.Deadline.Before(first) {
-		first = c.call.Deadline
-	}
-	// A deadline of a request before, not yet passed, serves as well.
-	if c.armed.Before(c.call.Now) || c.armed.After(first) {
-		c.arm(first)
-	}
 	if err := c.readHead(); err != nil {
 		return nil, err
 	}
@@ -197,7 +195,22 @@ func (c *ClientConn) send() error {
 	case !c.writeArmed.IsZero():
 		c.armWrite(time.Time{})
 	}
-	n, err := c.conn.Write(c.out)
+	atOnce := c.used && !streams && c.writeArmed.IsZero() && c.canAsk()
+	if c.used && !atOnce && !c.Alive() {
+		return ErrUnsent
+	}
+	c.armFirst()
+	n, err := 0, error(nil)
+	if atOnce {
+		if n, err = c.askAtOnce(); errors.Is(err, ErrUnsent) {
+			return err
+		}
+	}
+	if err == nil && n < len(c.out) {
+		var more int
+		more, err = c.conn.Write(c.out[n:])
+		n += more
+	}
 	switch {
 	case err == nil:
 	case c.cause.Load() != nil:
@@ -218,6 +231,18 @@ func (c *ClientConn) send() error {
 		c.sender.start(c, r.Body.Reader, length)
 	}
 	return nil
+}
+
+// armFirst sets the deadline of the first wait. One of a request before, not yet
+// passed, serves as well.
+func (c *ClientConn) armFirst() {
+	first := c.call.Now.Add(glance)
+	if c.call.Deadline.Before(first) {
+		first = c.call.Deadline
+	}
+	if c.armed.Before(c.call.Now) || c.armed.After(first) {
+		c.arm(first)
+	}
 }
 
 // readHead waits for the head of the final answer and parses it.
@@ -297,6 +322,7 @@ func (c *ClientConn) Finish() (reusable bool) {
 	if cap(c.out) > keepBuffer {
 		c.out = nil
 	}
+	c.used = true
 	return true
 }
 

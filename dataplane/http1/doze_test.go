@@ -65,7 +65,7 @@ func TestIdleConnectionsHoldNoBuffer(t *testing.T) {
 			send("G")
 			synctest.Wait()
 			time.Sleep(2 * dozeAfter)
-			go io.WriteString(client, "ET /four HTTP/1.1\r\nHost: h\r\nX-A: " + long + "\r\n\r\n")
+			go io.WriteString(client, "ET /four HTTP/1.1\r\nHost: h\r\nX-A: "+long+"\r\n\r\n")
 			expect("/four " + long)
 		}
 		time.Sleep(s.config.IdleTimeout + time.Second)

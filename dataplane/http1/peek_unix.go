@@ -4,6 +4,7 @@ package http1
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 )
@@ -34,4 +35,53 @@ func (c *ClientConn) look(fd uintptr) {
 	var one [1]byte
 	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
 	c.peeked = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK || err == syscall.EINTR
+}
+
+// asked is how far askAtOnce has come.
+type asked struct {
+	begun bool
+	sent  int
+	err   error
+}
+
+// canAsk tells whether askAtOnce works here: on a bare socket.
+func (c *ClientConn) canAsk() bool { return c.peek != nil && c.raw == c.conn }
+
+// askAtOnce looks at the socket, sends the request and waits for the first bytes of
+// the answer in one step of the poller. That spares a read that would find nothing
+// yet: whatever comes after the look is an event that the wait, which was prepared
+// before it, does not miss. It returns how much was sent; an error is that of
+// sending. What goes wrong with the wait is found by the next read.
+func (c *ClientConn) askAtOnce() (sent int, err error) {
+	c.asked = asked{}
+	_ = c.peek.Read(c.askFunc)
+	return c.asked.sent, c.asked.err
+}
+
+// ask is called by the poller: at first, and each time that there may be something
+// to read. It returns false to wait.
+func (c *ClientConn) ask(fd uintptr) (done bool) {
+	a := &c.asked
+	if !a.begun {
+		a.begun = true
+		if c.look(fd); !c.peeked {
+			a.err = ErrUnsent
+			return true
+		}
+		switch n, err := syscall.Write(int(fd), c.out); err {
+		case nil:
+			a.sent = n
+		case syscall.EAGAIN, syscall.EINTR:
+		default:
+			a.err = fmt.Errorf("%w: %w", ErrUnsent, err)
+		}
+		// What was not taken is written by one who can wait for it.
+		return a.err != nil || a.sent < len(c.out)
+	}
+	n, err := syscall.Read(int(fd), c.buf[:cap(c.buf)])
+	if err == syscall.EAGAIN || err == syscall.EINTR {
+		return false
+	}
+	c.buf = c.buf[:max(n, 0)]
+	return true
 }

@@ -62,15 +62,19 @@ func newHTTP1(dial func(context.Context, string, string) (net.Conn, error), at l
 // closed by the upstream in this moment; the request goes out anew on a fresh one
 // when it was certainly not processed, or may be processed twice.
 func (t *http1Trip) roundTrip(call http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
-	for c := t.take(&call); c != nil; c = nil {
+	for c := t.take(&call); c != nil; c = t.take(&call) {
 		resp, err := c.Do(call)
 		if err == nil {
 			return resp, c.done, nil
 		}
 		t.forget(c)
+		if errors.Is(err, http1.ErrUnsent) {
+			continue
+		}
 		if !again(&call, err) {
 			return nil, nil, err
 		}
+		break
 	}
 	c, err := t.open(&call)
 	if err != nil {
@@ -101,9 +105,8 @@ func idempotent(method string) bool {
 	return false
 }
 
-// take returns an idle connection, or nil. Each is looked at first, however short
-// it was idle: what the upstream said unasked would be taken for the answer to the
-// next request, and every answer behind it for that of the request before.
+// take returns an idle connection, or nil. It may be dead: Do finds that out before
+// it sends anything.
 func (t *http1Trip) take(call *http1.Call) *http1Conn {
 	for {
 		t.mu.Lock()
@@ -117,7 +120,7 @@ func (t *http1Trip) take(call *http1.Call) *http1Conn {
 		t.idle = t.idle[:n-1]
 		idled := call.Now.Sub(c.since)
 		t.mu.Unlock()
-		if idled < t.keep && c.Alive() {
+		if idled < t.keep {
 			return c
 		}
 		t.forget(c)
@@ -245,7 +248,10 @@ func (t *http1Trip) pass(ctx context.Context, call *http1.Call) (idle *http1Conn
 	t.waiting.Add(1)
 	defer t.waiting.Add(-1)
 	_, err = t.gate.pass(ctx, func() bool {
-		idle = t.take(call)
+		// Whoever waits here gets one connection, and it is to be a good one.
+		for idle = t.take(call); idle != nil && !idle.Alive(); idle = t.take(call) {
+			t.close([]*http1Conn{idle})
+		}
 		return idle != nil
 	})
 	if err != nil && call.Context.Err() != nil {
