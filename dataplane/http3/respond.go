@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
@@ -28,6 +29,11 @@ func (s *Server) respond(w http.ResponseWriter, e *exchange.Exchange, resp *exch
 	writeHead(w.Header(), e, resp)
 	w.WriteHeader(resp.Status)
 	control := http.NewResponseController(w)
+	// A client that grants no window waits for nothing: the head waits for it too.
+	if err := s.patience(control); err != nil {
+		e.Result.Err = err
+		return
+	}
 	// quic-go holds on to the fields' strings until it sends them, which lie in
 	// memory that is reused when this returns.
 	defer control.Flush()
@@ -39,14 +45,27 @@ func (s *Server) respond(w http.ResponseWriter, e *exchange.Exchange, resp *exch
 		// Nothing but a reset stream tells the client that the body is short.
 		panic(http.ErrAbortHandler)
 	}
-	if resp.Body.Trailer != nil {
-		trailer := resp.Body.Trailer()
-		for _, f := range trailer.Fields() {
-			if !exchange.HopByHop(f.Name) {
-				w.Header().Add(http.TrailerPrefix+f.Name, f.Value)
-			}
+	if resp.Body.Trailer == nil {
+		return
+	}
+	// The body may have waited long for its end.
+	e.Result.Err = s.patience(control)
+	trailer := resp.Body.Trailer()
+	for _, f := range trailer.Fields() {
+		if !exchange.HopByHop(f.Name) {
+			// quic-go sends trailers when the exchange has ended, whose memory is
+			// another's by then.
+			w.Header().Add(http.TrailerPrefix+f.Name, strings.Clone(f.Value))
 		}
 	}
+}
+
+// patience bounds the wait for the client to take what is written next.
+func (s *Server) patience(control *http.ResponseController) error {
+	if err := control.SetWriteDeadline(time.Now().Add(s.config.WriteTimeout)); err != nil {
+		return fmt.Errorf("write to client: %w", err)
+	}
+	return nil
 }
 
 // writeHead renders the end-to-end fields.
@@ -82,8 +101,8 @@ func (s *Server) copyBody(w http.ResponseWriter, control *http.ResponseControlle
 	for {
 		n, err := resp.Body.Reader.Read(pooled[:])
 		if n > 0 {
-			if derr := control.SetWriteDeadline(time.Now().Add(s.config.WriteTimeout)); derr != nil {
-				return sent, fmt.Errorf("write to client: %w", derr)
+			if derr := s.patience(control); derr != nil {
+				return sent, derr
 			}
 			k, werr := w.Write(pooled[:n])
 			if sent += int64(k); werr != nil {
