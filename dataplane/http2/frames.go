@@ -104,7 +104,7 @@ func (c *conn) complete(id uint32, ended bool, block []byte) error {
 	c.mu.Unlock()
 	switch {
 	case s != nil:
-		return c.trailer(s, ended, block)
+		return c.trailer(id, s, ended, block)
 	case id%2 == 0:
 		return connectionError{h2.ErrCodeProtocol, "a client's streams have odd numbers"}
 	case id > last:
@@ -185,18 +185,18 @@ func (c *conn) admit(s *stream, ended bool, settings *admission.Settings) {
 	s.refused = c.on.Admit(e, settings)
 }
 
-// trailer takes the fields behind a body.
-func (c *conn) trailer(s *stream, ended bool, block []byte) error {
+// trailer takes the fields behind a body. Unless it is still open under its id, the
+// stream may be another request's by now.
+func (c *conn) trailer(id uint32, s *stream, ended bool, block []byte) error {
 	var fields exchange.Header
 	if err := c.decode(&fields, c.server.config.Settings().HeaderLimit(), true, block); err != nil {
 		return err
 	}
 	c.mu.Lock()
-	if c.streams[s.id] != s {
+	if c.streams[id] != s {
 		c.mu.Unlock()
 		return nil
 	}
-	id := s.id
 	switch {
 	case s.ended:
 		c.mu.Unlock()

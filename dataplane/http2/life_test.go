@@ -108,6 +108,70 @@ func TestAnswersThatBreakAreReset(t *testing.T) {
 	}
 }
 
+// A stream, its memory and its goroutine are used again: what an answer that the
+// client gave up has left must not go out with the next one.
+func TestNothingOfAnAnswerStaysForTheNext(t *testing.T) {
+	waits := make(chan struct{}, 1)
+	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
+		if e.Request.Method == "HEAD" {
+			return &exchange.Response{Status: 204}
+		}
+		resp := text(200, "x")
+		resp.Body.Trailer = func() exchange.Header {
+			waits <- struct{}{}
+			return exchange.HeaderOf(exchange.Field{Name: "X-Secret", Value: "another's"})
+		}
+		return resp
+	}})
+	r := f.dial()
+	r.must(r.WriteSettings(h2.Setting{ID: h2.SettingInitialWindowSize, Val: 0}))
+	for id := uint32(1); id < 40; id += 4 {
+		r.headers(id, true, get()...)
+		<-waits
+		r.must(r.WriteRSTStream(id, h2.ErrCodeCancel))
+		r.alive()
+		r.headers(id+2, true, append([]string{":method", "HEAD"}, get()[2:]...)...)
+		if o := r.receive(id + 2); o.status != "204" || len(o.trailer) > 0 {
+			t.Fatalf("got %+v", o)
+		}
+	}
+}
+
+type panicking struct{}
+
+func (panicking) Read([]byte) (int, error) { panic("in a body") }
+func (panicking) Close() error             { return nil }
+
+// What fails in a body or at the end takes its stream with it, and nothing else.
+func TestPanicsBehindTheHandler(t *testing.T) {
+	for name, handle := range map[string]func(*exchange.Exchange) *exchange.Response{
+		"body": func(*exchange.Exchange) *exchange.Response {
+			return &exchange.Response{Status: 200, Body: exchange.Body{Reader: panicking{}, Length: -1}}
+		},
+		"end": func(e *exchange.Exchange) *exchange.Response {
+			e.Done = append(e.Done, func(*exchange.Exchange) { panic("at the end") })
+			return &exchange.Response{Status: 200, Body: exchange.Body{Reader: broken{}, Length: -1}}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := start(t, Config{Handle: handle})
+			r := f.dial()
+			r.headers(1, true, get()...)
+			if o := r.receive(1); !o.wasReset || o.reset != h2.ErrCodeInternal {
+				t.Errorf("got %+v", o)
+			}
+			r.alive()
+			r.Conn.Close()
+			<-f.server.Empty()
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if len(f.ends) != 1 || f.ends[0].Err == nil {
+				t.Errorf("ends: %+v", f.ends)
+			}
+		})
+	}
+}
+
 type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, errors.New("broken") }

@@ -50,6 +50,8 @@ func (s *stream) begin(c *conn, id uint32) {
 	s.conn, s.id, s.refused, s.body, s.context = c, id, nil, nil, &streamContext{}
 	s.change.L = &c.mu
 	s.ended, s.headed, s.dead, s.interrupt = false, false, nil, nil
+	// An answer that was given up may have left its own.
+	s.block, s.tail = s.block[:0], s.tail[:0]
 	s.exchange.Context = s.context
 	s.exchange.Received = time.Now()
 }
@@ -65,10 +67,8 @@ func (s *stream) work() {
 }
 
 func (s *stream) run() {
-	e := &s.exchange
-	resp := s.answer(e)
-	e.Result.Err = s.respond(e, resp)
-	c := s.conn
+	e, c := &s.exchange, s.conn
+	s.guard(func() { e.Result.Err = s.respond(e, s.answer(e)) })
 	c.mu.Lock()
 	s.interrupt = nil
 	for s.interrupting {
@@ -80,10 +80,25 @@ func (s *stream) run() {
 	}
 	c.mu.Unlock()
 	s.context.cancel()
-	e.End()
+	for len(e.Done) > 0 {
+		s.guard(e.End)
+	}
 	e.Reset()
 	s.conn, s.body, s.context = nil, nil, nil
 	c.done()
+}
+
+// guard has what panics outside of the handler, in a body or as the exchange ends,
+// end the stream and nothing else.
+func (s *stream) guard(f func()) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.server.config.Log.Error("panic while answering a request", slog.String("request_id", s.exchange.ID), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
+			s.exchange.Result.Err = errPanic
+			s.abort()
+		}
+	}()
+	f()
 }
 
 // answer asks the handler, or for the refusal that the request deserves.
@@ -146,6 +161,9 @@ func there(body io.Reader) bool {
 	b, ok := body.(interface{ Buffered() int })
 	return ok && b.Buffered() > 0
 }
+
+// errPanic is what ended an answer whose own code failed.
+var errPanic = errors.New("the answer's own code failed")
 
 var errLonger = errors.New("the answer is longer than it said")
 
