@@ -6,14 +6,23 @@ import "time"
 // long an exchange lasts before it is looked at.
 const watchEvery = time.Second
 
-// look interrupts the exchanges whose client has reset its connection: nobody
-// reads from it while the upstream is at work. A client that has only shut down
-// its writing side still waits for the answer. One look a second costs requests
-// nothing.
+// halfClosed is how long a client that has shut down its writing side is taken for
+// one that still waits for the answer. Most that do have left: to close a socket
+// looks the same until something is written to it, which a stream of rare events,
+// or a poll, may not be for hours.
+const halfClosed = 5 * time.Second
+
+// look interrupts the exchanges whose client has gone: nobody reads from it while
+// the upstream is at work. One look a second costs requests nothing.
 func (s *Server) look() {
-	late := time.Now().Add(-watchEvery).UnixNano()
+	now := time.Now()
+	late, long := now.Add(-watchEvery).UnixNano(), now.Add(-halfClosed).UnixNano()
 	for _, c := range s.list() {
-		if since := c.since.Load(); since != 0 && since <= late && c.raw != nil && hungUp(c.raw) {
+		since := c.since.Load()
+		if since == 0 || since > late || c.raw == nil {
+			continue
+		}
+		if gone, shut := hungUp(c.raw); gone || shut && since <= long {
 			c.interrupt(errGone)
 		}
 	}

@@ -5,6 +5,6 @@ package http1
 import "syscall"
 
 // Elsewhere a client that has gone is noticed when it is written to.
-func hungUp(syscall.RawConn) bool { return false }
+func hungUp(syscall.RawConn) (gone, shut bool) { return false, false }
 
 func readable(syscall.RawConn) bool { return false }

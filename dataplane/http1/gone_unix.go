@@ -19,8 +19,12 @@ func poll(raw syscall.RawConn, events int16) (revents int16) {
 	return revents
 }
 
-// hungUp tells whether the connection is gone in both directions.
-func hungUp(raw syscall.RawConn) bool { return poll(raw, 0)&(unix.POLLERR|unix.POLLHUP) != 0 }
+// hungUp tells whether the connection is gone in both directions, and whether the
+// client has shut down its side.
+func hungUp(raw syscall.RawConn) (gone, shut bool) {
+	revents := poll(raw, pollShut)
+	return revents&(unix.POLLERR|unix.POLLHUP) != 0, revents&pollShut != 0
+}
 
 // readable tells whether there is something to read.
 func readable(raw syscall.RawConn) bool { return poll(raw, unix.POLLIN)&unix.POLLIN != 0 }
