@@ -102,7 +102,8 @@ func TestHTTP3(t *testing.T) {
 		text := e.Request.Proto + " " + e.Request.TLS.ServerName
 		return &exchange.Response{Status: 200, Body: exchange.Body{Reader: io.NopCloser(strings.NewReader(text)), Length: int64(len(text))}}
 	}})
-	r := start(t, Config{HTTP3: three}, "https")
+	var short atomic.Bool
+	r := start(t, Config{HTTP3: three, Refuse: short.Load}, "https")
 	ca := certtest.New(t, "ca")
 	first, second := ca.Issue(t, certtest.Spec{Hosts: []string{"a.example"}}), ca.Issue(t, certtest.Spec{Hosts: []string{"b.example"}})
 	use := func(offered bool, pair certtest.Pair) {
@@ -140,6 +141,15 @@ func TestHTTP3(t *testing.T) {
 	use(true, second)
 	if status, text := get(t, client("b.example"), "https://b.example/"); status != 200 || text != "HTTP/3.0 b.example" {
 		t.Errorf("%d %q", status, text)
+	}
+	short.Store(true)
+	if resp, err := client("b.example").Get("https://b.example/"); err == nil {
+		resp.Body.Close()
+		t.Error("a connection is served while memory is short")
+	}
+	short.Store(false)
+	if r.Stats().Refused == 0 {
+		t.Errorf("%+v", r.Stats())
 	}
 	tcp := r.client(t, "https", &tls.Config{RootCAs: pool(ca)})
 	resp, err := tcp.Get("https://b.example/")

@@ -92,7 +92,22 @@ func (q *quic) wanted(name string) *spoken {
 	return nil
 }
 
-var errUnserved = errors.New("the socket is not served")
+var (
+	errUnserved = errors.New("the socket is not served")
+	errMemory   = errors.New("memory is short")
+)
+
+// config is for one handshake; an error refuses the connection.
+func (q *quic) config(name string) (*tls.Config, error) {
+	if q.listeners.config.Refuse() {
+		q.listeners.counters.refused.Add(1)
+		return nil, errMemory
+	}
+	if s := q.wanted(name); s != nil {
+		return s.tls, nil
+	}
+	return nil, errUnserved
+}
 
 // serve serves one UDP port until ctx ends, and tries again when it cannot.
 func (q *quic) serve(ctx context.Context, name string, at net.Addr, one *quicSocket) {
@@ -111,10 +126,7 @@ func (q *quic) serve(ctx context.Context, name string, at net.Addr, one *quicSoc
 				Conn: pc, SNIDecides: func() bool { s := q.wanted(name); return s == nil || s.verifies },
 				// Each handshake asks what is live.
 				TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-					if s := q.wanted(name); s != nil {
-						return s.tls, nil
-					}
-					return nil, errUnserved
+					return q.config(name)
 				}},
 			})
 			one.serving.Store(nil)
