@@ -3,13 +3,16 @@ package http3
 import (
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
 
 	"github.com/quic-go/quic-go"
 	quichttp3 "github.com/quic-go/quic-go/http3"
+	"github.com/quic-go/quic-go/quicvarint"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
@@ -52,13 +55,7 @@ func TestClientsThatTakeNothing(t *testing.T) {
 				resp.Header.Add("X-Long", strings.Repeat("x", 4000))
 				return resp
 			}}, false)
-			names := r.transport().TLSClientConfig
-			names.ServerName = "api.example"
-			conn, err := quic.DialAddr(t.Context(), r.at, names, &quic.Config{InitialStreamReceiveWindow: 16, MaxStreamReceiveWindow: 16})
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer conn.CloseWithError(0, "")
+			conn := r.dial(&quic.Config{InitialStreamReceiveWindow: 16, MaxStreamReceiveWindow: 16})
 			stream, err := (&quichttp3.Transport{}).NewClientConn(conn).OpenRequestStream(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -75,5 +72,39 @@ func TestClientsThatTakeNothing(t *testing.T) {
 				t.Error("the exchange still waits for its client")
 			}
 		})
+	}
+}
+
+func (r *rig) dial(c *quic.Config) *quic.Conn {
+	r.Helper()
+	names := r.transport().TLSClientConfig
+	names.ServerName = "api.example"
+	conn, err := quic.DialAddr(r.Context(), r.at, names, c)
+	if err != nil {
+		r.Fatal(err)
+	}
+	r.Cleanup(func() { _ = conn.CloseWithError(0, "") })
+	return conn
+}
+
+// Room is made for a head when its length is announced: one beyond the limit that
+// is live when the connection comes is refused before anything of it is sent.
+func TestHeadsThatAreOnlyAnnounced(t *testing.T) {
+	var limit atomic.Int64
+	r := newRig(t, Config{Settings: func() *admission.Settings { return &admission.Settings{MaxHeaderBytes: int(limit.Load())} }}, false)
+	for _, most := range []int64{4 << 10, 64 << 10} {
+		limit.Store(most)
+		stream, err := r.dial(nil).OpenStreamSync(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		head := quicvarint.Append(quicvarint.Append(nil, 1), uint64(2*most+1)) // HEADERS, RFC 9114, 7.2.2
+		if _, err := stream.Write(head); err != nil {
+			t.Fatal(err)
+		}
+		_ = stream.SetReadDeadline(time.Now().Add(10 * time.Second))
+		if answer, err := io.ReadAll(stream); err != nil || len(answer) == 0 {
+			t.Errorf("%d bytes are awaited: %q, %v", 2*most+1, answer, err)
+		}
 	}
 }

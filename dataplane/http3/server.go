@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"sync"
 	"time"
 
@@ -59,6 +58,9 @@ type Socket struct {
 const (
 	// maxStreams bounds the requests in flight on one connection.
 	maxStreams = 128
+	// streamWindow and connWindow are what a client may send ahead of the upstream.
+	streamWindow = 1 << 20
+	connWindow   = 2 << 20
 	// farewell is how long the last answers may take to arrive.
 	farewell = time.Second
 	// handshakeTimeout bounds a handshake without progress.
@@ -116,65 +118,32 @@ func (s *Server) Run(ctx context.Context, socket Socket) error {
 		MaxIncomingStreams: maxStreams,
 		// Three of a client's own and those of QPACK.
 		MaxIncomingUniStreams: 8,
-		MaxIdleTimeout:        s.config.IdleTimeout,
-		HandshakeIdleTimeout:  handshakeTimeout,
+		// What one connection may have in memory here, as in HTTP/2.
+		MaxStreamReceiveWindow:     streamWindow,
+		MaxConnectionReceiveWindow: connWindow,
+		MaxIdleTimeout:             s.config.IdleTimeout,
+		HandshakeIdleTimeout:       handshakeTimeout,
 	})
 	if err != nil {
 		return errors.Join(fmt.Errorf("serve QUIC on %v: %w", socket.Conn.LocalAddr(), err), transport.Close(), socket.Conn.Close())
 	}
-	server := &quichttp3.Server{
-		Handler: http.HandlerFunc(s.serve),
-		// The limit of the live settings is held by serve, which answers.
-		MaxHeaderBytes: 2 << 20,
-		IdleTimeout:    s.config.IdleTimeout,
-		ConnContext: func(ctx context.Context, c *quic.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, &client{conn: c, sniDecides: socket.SNIDecides()})
-		},
-	}
+	l := &life{server: s, socket: socket, listener: listener, fronts: map[*quichttp3.Server]struct{}{}}
 	served := make(chan error, 1)
-	go func() { served <- server.ServeListener(listener) }()
+	go func() {
+		defer close(served)
+		served <- l.accept()
+	}()
 	select {
 	case err = <-served:
 		err = fmt.Errorf("serve QUIC on %v: %w", socket.Conn.LocalAddr(), err)
+		l.cut()
 	case <-ctx.Done():
-		err = s.drain(server)
-		<-served
+		err = l.drain()
 	}
-	return errors.Join(err, server.Close(), listener.Close(), transport.Close(), closed(socket.Conn))
-}
-
-// drain waits for the requests in flight, and for their answers to arrive.
-func (s *Server) drain(server *quichttp3.Server) error {
-	ctx, cut := context.WithCancel(context.Background())
-	defer cut()
-	finished := make(chan struct{})
-	go func() {
-		defer close(finished)
-		// Says goodbye, and waits for clients to hang up, which they need not do.
-		_ = server.Shutdown(ctx)
-	}()
-	late := time.NewTimer(s.config.Drain)
-	defer late.Stop()
-	left := 0
-	select {
-	case <-s.work.done():
-		// Clients that heed the goodbye hang up once they have what was answered.
-		patience := time.NewTimer(farewell)
-		defer patience.Stop()
-		select {
-		case <-finished:
-		case <-patience.C:
-		case <-late.C:
-		}
-	case <-late.C:
-		left = s.work.count()
+	err = errors.Join(err, listener.Close())
+	for range served {
 	}
-	cut()
-	<-finished
-	if left > 0 {
-		return fmt.Errorf("%w: %d", ErrCut, left)
-	}
-	return nil
+	return errors.Join(err, transport.Close(), closed(socket.Conn))
 }
 
 // closed closes the socket, which the transport may have done.
