@@ -226,7 +226,6 @@ func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 	}
 	conn, err := t.shake(ctx)
 	if err != nil {
-		t.gate.leave()
 		switch {
 		case call.Context.Err() != nil:
 			return nil, fmt.Errorf("ask upstream: %w", context.Cause(call.Context))
@@ -235,7 +234,7 @@ func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 		}
 		return nil, fmt.Errorf("%w: %w", errDial, err)
 	}
-	c := &http1Conn{ClientConn: http1.NewClientConn(t.gate.count(conn)), trip: t}
+	c := &http1Conn{ClientConn: http1.NewClientConn(conn), trip: t}
 	c.done = func(*exchange.Exchange) { t.give(c) }
 	t.mu.Lock()
 	t.live[c] = struct{}{}
@@ -260,10 +259,17 @@ func (t *http1Trip) pass(ctx context.Context, call *http1.Call) (idle *http1Conn
 	return idle, err
 }
 
+// shake makes a connection that leaves the gate when it ends. What is counted lies
+// below TLS, where the connection can be looked into, and closed without a farewell.
 func (t *http1Trip) shake(ctx context.Context) (net.Conn, error) {
 	conn, err := t.dial(ctx, "tcp", t.at.address)
-	if err != nil || t.tls == nil {
-		return conn, err
+	if err != nil {
+		t.gate.leave()
+		return nil, err
+	}
+	conn = t.gate.count(conn)
+	if t.tls == nil {
+		return conn, nil
 	}
 	secure := tls.Client(conn, t.tls)
 	if err := secure.HandshakeContext(ctx); err != nil {
