@@ -36,7 +36,9 @@ const (
 // badAnswers cannot be read in exactly one way, or end too early or too late.
 func badAnswers() map[string]badAnswer {
 	refused := func(text string) badAnswer { return badAnswer{text: text, status: 502} }
-	cut := func(text string, ends bool) badAnswer { return badAnswer{text: text, ends: ends, status: 200, cut: true} }
+	cut := func(text string, ends bool) badAnswer {
+		return badAnswer{text: text, ends: ends, status: 200, cut: true}
+	}
 	rows := map[string]badAnswer{
 		"length and chunks":         refused(okHead + "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + stray),
 		"chunks and length":         refused(okHead + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n" + stray),
