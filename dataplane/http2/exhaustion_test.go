@@ -198,3 +198,22 @@ func FuzzFrames(f *testing.F) {
 		serveBytes(t, server, append([]byte(Preface), frames...))
 	})
 }
+
+// Of a request that is refused for want of a place, all the rest may be under way.
+func TestTheRestOfARefusedRequestIsNoAttack(t *testing.T) {
+	h := newHold()
+	f := start(t, Config{MaxStreams: 1, Handle: h.handle})
+	r := f.dial()
+	r.headers(1, true, get()...)
+	<-h.entered
+	r.headers(3, false, post()...)
+	for range 2 * mostResets {
+		r.must(r.WriteData(3, false, []byte("x")))
+	}
+	r.headers(3, true, "x-sum", "1")
+	r.alive()
+	close(h.release)
+	if o := r.receive(1); o.status != "200" {
+		t.Errorf("got %+v", o)
+	}
+}

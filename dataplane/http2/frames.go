@@ -143,6 +143,9 @@ func (c *conn) request(id uint32, ended bool, block []byte) error {
 		if err := c.decode(nil, 0, false, block); err != nil {
 			return err
 		}
+		c.mu.Lock()
+		c.forgetLocked(id, true) // the rest of it may be under way
+		c.mu.Unlock()
 		return c.streamError(id, h2.ErrCodeRefusedStream)
 	}
 	settings := c.server.config.Settings()
