@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -100,7 +101,7 @@ func (b *Backend) mirror(j *journey) {
 		return
 	}
 	template := &exchange.Exchange{
-		Request: cloneRequest(&j.e.Request), ID: j.e.ID, Received: j.e.Received, Identity: exchange.Identity{Claims: j.e.Identity.Claims},
+		Request: cloneRequest(&j.e.Request), ID: strings.Clone(j.e.ID), Received: j.e.Received, Identity: exchange.Identity{Claims: j.e.Identity.Claims},
 	}
 	template.Request.Header.Set(mirrorHeader, "true")
 	allowed := time.Until(j.deadline)
