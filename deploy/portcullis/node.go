@@ -256,7 +256,7 @@ func (s *sockets) files() (map[string]*os.File, error) {
 		if !ok {
 			return fail(name, errors.New("cannot be passed on"))
 		}
-		file, err := tcp.File()
+		file, err := duplicateSocket(tcp)
 		if err != nil {
 			return fail(name, err)
 		}

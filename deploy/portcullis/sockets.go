@@ -127,6 +127,22 @@ func duplicate(file *os.File) (*os.File, error) {
 	return os.NewFile(uintptr(fd), file.Name()), nil
 }
 
+// duplicateSocket returns another descriptor of a socket. Unlike that of
+// TCPListener.File, it does not become a blocking one as it is passed on, and with
+// it the socket of this process: what then waits in accept ends by no Close.
+func duplicateSocket(ln *net.TCPListener) (file *os.File, err error) {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	fd := -1
+	if cerr := raw.Control(func(own uintptr) { fd, err = syscall.Dup(int(own)) }); cerr != nil || err != nil {
+		return nil, errors.Join(cerr, err)
+	}
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), ln.Addr().String()), nil
+}
+
 // left refuses what was passed and is not used: a socket on which nobody answers
 // would hang its clients.
 func (p *passed) left() error {
