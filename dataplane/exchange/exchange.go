@@ -158,6 +158,10 @@ type Exchange struct {
 	// Done runs, last first, when the exchange has ended.
 	Done []func(*Exchange)
 
+	// Waited is how long the upstream was waited for, to the head of its answer or to
+	// the failure. Set when it was asked.
+	Waited time.Duration
+
 	// Set by the front end before Done runs.
 	Result Result
 
@@ -172,6 +176,9 @@ type Result struct {
 	Bytes int64
 	// Err is why the answer was cut short, nil when it was written whole.
 	Err error
+	// Ended is when the exchange did, with a monotonic reading; zero where the front
+	// end has not looked: then those who must know do.
+	Ended time.Time
 }
 
 // Answer runs After on the response and moves ResponseHeader to it, where its

@@ -32,7 +32,6 @@ type flight struct {
 	version  config.Version
 	reason   policy.Reason
 	upstream string
-	waited   time.Duration
 	stream   stream
 
 	// traceText is trace.Self as the traceparent field has it, and memory what else
@@ -112,8 +111,11 @@ func (f *flight) refuse(e *exchange.Exchange, d *policy.Denial) *exchange.Respon
 // finish tells everybody what became of the exchange.
 func (f *flight) finish(e *exchange.Exchange) {
 	g := f.g
-	now := g.cfg.Policy.Now()
-	took := now.Sub(e.Received)
+	ended := e.Result.Ended
+	if ended.IsZero() {
+		ended = g.cfg.Policy.Now()
+	}
+	took := ended.Sub(e.Received)
 	counters := g.unrouted
 	if f.route != nil {
 		counters = f.route.counters
@@ -173,6 +175,6 @@ func (f *flight) log(e *exchange.Exchange, traceID string, took time.Duration) {
 		Method: e.Request.Method, Scheme: e.Request.Scheme, Host: e.Request.Host, Path: e.Request.Path, Protocol: e.Request.Proto,
 		Status: e.Result.Status, Reason: string(f.reason), Workspace: e.Route.Workspace, Route: e.Route.Name,
 		Epoch: f.version.Epoch, Revision: f.version.Revision, AuthMethod: id.Method, Consumer: id.Client, Subject: id.Subject,
-		Issuer: id.Issuer, Upstream: f.upstream, Duration: took, UpstreamDuration: f.waited, BytesSent: e.Result.Bytes,
+		Issuer: id.Issuer, Upstream: f.upstream, Duration: took, UpstreamDuration: e.Waited, BytesSent: e.Result.Bytes,
 	})
 }

@@ -182,14 +182,12 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	f.upstream = backend.Name
 	f.addIdentity(e)
 	f.propagate(e)
-	started := f.g.cfg.Policy.Now()
 	var web grpcweb.Call
 	translated := false
 	if backend.HTTP2() {
 		web, translated = grpcweb.Begin(&e.Request)
 	}
 	resp, err := backend.Do(e, f.context(e), e.Received.Add(r.timeout))
-	f.waited = f.g.cfg.Policy.Now().Sub(started)
 	if translated {
 		web.Undo(&e.Request)
 	}

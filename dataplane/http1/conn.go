@@ -120,6 +120,7 @@ func (c *conn) end() bool {
 		c.keep = false
 	}
 	c.mu.Unlock()
+	c.exchange.Result.Ended = time.Now()
 	c.exchange.End()
 	if c.reading {
 		whole := c.body.finish(c.keep)
@@ -183,8 +184,11 @@ func (c *conn) behind(interrupter func(error)) {
 }
 
 // write writes all of p.
-func (c *conn) write(p []byte) error {
-	now, patience := time.Now(), c.server.config.WriteTimeout
+func (c *conn) write(p []byte) error { return c.writeAt(p, time.Now()) }
+
+// writeAt is write for who knows the time.
+func (c *conn) writeAt(p []byte, now time.Time) error {
+	patience := c.server.config.WriteTimeout
 	if c.writableTill.Sub(now) < patience {
 		c.writableTill = now.Add(patience + patience/2)
 		if err := c.net.SetWriteDeadline(c.writableTill); err != nil {

@@ -125,7 +125,7 @@ func TestAnswersAreWrittenAsTheyAre(t *testing.T) {
 		t.Errorf("a short body was passed off as whole: %d bytes, %v", len(b), err)
 	}
 	f.stop()
-	if closed != 2 || len(result) != 9 || result[6] != (exchange.Result{Status: 200, Bytes: 6}) || result[8].Err == nil {
+	if closed != 2 || len(result) != 9 || result[6] != (exchange.Result{Status: 200, Bytes: 6, Ended: result[6].Ended}) || result[6].Ended.IsZero() || result[8].Err == nil {
 		t.Error(closed, result)
 	}
 }
@@ -334,7 +334,7 @@ func TestUpgradesCarryBytes(t *testing.T) {
 	c.send("a\n\r\n\r\n;b")
 	c.expect("A\n\r\n\r\n;B")
 	c.Close()
-	if r := <-results; r != (exchange.Result{Status: 101, Bytes: 8}) {
+	if r := <-results; r != (exchange.Result{Status: 101, Bytes: 8, Ended: r.Ended}) {
 		t.Errorf("%+v", r)
 	}
 }

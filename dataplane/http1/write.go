@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"strconv"
+	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -66,7 +67,7 @@ func (c *conn) respond(resp *exchange.Response) {
 		if frame == byChunks {
 			b = append(b, "0\r\n\r\n"...)
 		}
-		e.Result.Err = c.write(b)
+		e.Result.Err = c.writeAt(b, c.last)
 	} else {
 		e.Result.Bytes, e.Result.Err = c.stream(b, resp, frame)
 	}
@@ -170,8 +171,14 @@ func (c *conn) atEnd(body io.Reader) error {
 func (c *conn) writeWhole(head []byte, resp *exchange.Response) (int64, error) {
 	start := len(head)
 	b := head[:start+int(resp.Body.Length)]
+	there, ok := resp.Body.Reader.(interface{ Buffered() int })
+	prompt := ok && int64(there.Buffered()) >= resp.Body.Length
 	n, err := io.ReadFull(resp.Body.Reader, b[start:])
-	if werr := c.write(b[:start+n]); werr != nil {
+	now := c.last
+	if !prompt {
+		now = time.Now()
+	}
+	if werr := c.writeAt(b[:start+n], now); werr != nil {
 		return 0, werr
 	}
 	switch {

@@ -78,21 +78,21 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 		return nil, err
 	}
 	e.Done = append(e.Done, u.left)
-	var began time.Time
-	if u.adapts {
-		began = time.Now()
-	}
+	began := time.Now()
+	ended := began
 	grpc := isGRPC(&e.Request)
 	if grpc {
 		deadline = callersDeadline(e, deadline)
 	}
 	var a attempt
 	if b.direct && !grpc {
-		a = b.ask(e, span, deadline)
+		a, ended = b.ask(e, span, deadline, began)
 	} else {
 		a = b.travel(e, span, deadline, grpc)
+		ended = time.Now()
 	}
-	u.answered(u.pool.start, began, a.resp, a.err)
+	e.Waited = ended.Sub(began)
+	u.answered(u.pool.start, began, ended, a.resp, a.err)
 	if a.err != nil {
 		return nil, a.err
 	}
@@ -102,43 +102,47 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 }
 
 // ask sends the request as it stands, to others as long as none can be connected
-// to. It allocates nothing.
-func (b *Backend) ask(e *exchange.Exchange, span context.Context, deadline time.Time) attempt {
+// to. It gets and returns the time, which costs more to read than much of what
+// depends on it. It allocates nothing.
+func (b *Backend) ask(e *exchange.Exchange, span context.Context, deadline, now time.Time) (attempt, time.Time) {
 	call := http1.Call{Context: span, Request: &e.Request, Deadline: deadline, Idle: b.idle}
 	if there(&e.Request.Body) {
 		buffer := bodies.Get().(*[smallBody]byte)
 		defer bodies.Put(buffer)
 		call.Body, call.Whole = buffer[:e.Request.Body.Length], true
 		if _, err := io.ReadFull(e.Request.Body.Reader, call.Body); err != nil {
-			return attempt{err: fmt.Errorf("read request body: %w", err)}
+			return attempt{err: fmt.Errorf("read request body: %w", err)}, time.Now()
 		}
 	}
 	var memory [maxAttempts]*endpoint
 	tried := memory[:0]
 	a := attempt{err: errNobody}
 	for len(tried) < maxAttempts {
-		ep := b.pick(e, span, deadline, tried)
-		if ep == nil {
+		var ep *endpoint
+		if ep, now = b.pick(e, span, deadline, tried, now); ep == nil {
 			break
 		}
 		tried = append(tried, ep)
 		a = attempt{ep: ep}
-		if a.resp, a.done, a.err = ep.try(call); !undialled(a.err) || errors.Is(a.err, ErrTimeout) {
+		call.Now = now
+		if a.resp, a.done, now, a.err = ep.try(call); !undialled(a.err) || errors.Is(a.err, ErrTimeout) {
 			break
 		}
 	}
-	return a
+	return a, now
 }
 
 // pick chooses the endpoint for an exchange, other than those tried; nil when
-// there is none. When names have not been looked up yet, it waits for them.
-func (b *Backend) pick(e *exchange.Exchange, span context.Context, deadline time.Time, tried []*endpoint) *endpoint {
-	ep := b.chooser.pick(e, tried)
+// there is none. When names have not been looked up yet, it waits for them. It gets
+// and returns the time.
+func (b *Backend) pick(e *exchange.Exchange, span context.Context, deadline time.Time, tried []*endpoint, now time.Time) (*endpoint, time.Time) {
+	ep := b.chooser.pick(e, tried, now)
 	if ep == nil && len(tried) == 0 {
 		b.upstream.await(span, deadline)
-		ep = b.chooser.pick(e, nil)
+		now = time.Now()
+		ep = b.chooser.pick(e, nil, now)
 	}
-	return ep
+	return ep, now
 }
 
 // there tells whether all of a small body can be read without waiting.

@@ -55,7 +55,7 @@ func (c *chooser) compile() {
 
 // pick chooses the endpoint for an exchange, other than those tried; nil when
 // there is none.
-func (c *chooser) pick(e *exchange.Exchange, tried []*endpoint) *endpoint {
+func (c *chooser) pick(e *exchange.Exchange, tried []*endpoint, now time.Time) *endpoint {
 	r, s := c.roster, c.selection.Load()
 	var q balance.Query
 	var memory [maxAttempts]*balance.State
@@ -69,7 +69,7 @@ func (c *chooser) pick(e *exchange.Exchange, tried []*endpoint) *endpoint {
 	if r.affinity != nil {
 		q.Affinity = r.affinity.asked(e)
 	}
-	i := s.set.Pick(time.Since(r.pool.start), &q)
+	i := s.set.Pick(now.Sub(r.pool.start), &q)
 	if i < 0 || slices.Contains(tried, s.endpoints[i]) {
 		return nil
 	}

@@ -39,8 +39,8 @@ type endpoint struct {
 // it. It is safe for concurrent use.
 type roundTripper interface {
 	// roundTrip sends a request and returns the head of the answer. done ends the
-	// exchange and is called exactly once, when nobody uses the response any more; it
-	// ignores its argument, which makes it fit for Exchange.Done. Errors are those of
+	// exchange and is called exactly once, when nobody uses the response any more; its
+	// argument may be nil, and is that of Exchange.Done. Errors are those of
 	// http1.ClientConn.Do, or wrap errDial.
 	roundTrip(call http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), err error)
 	// closeIdle closes the connections that carry no request.

@@ -130,7 +130,7 @@ func (pr *protection) enter(c guard.Criticality) error {
 // answered tells how an admitted request came by its answer's head, or did not.
 // From then on it does not count for the concurrency: what streams for hours says
 // nothing of how busy the upstream is.
-func (pr *protection) answered(start time.Time, began time.Time, resp *exchange.Response, err error) {
+func (pr *protection) answered(start, began, ended time.Time, resp *exchange.Response, err error) {
 	if !pr.adapts {
 		return
 	}
@@ -138,8 +138,7 @@ func (pr *protection) answered(start time.Time, began time.Time, resp *exchange.
 		pr.adaptive.Leave()
 		return
 	}
-	now := time.Now()
-	pr.adaptive.Done(pr.bounds, now.Sub(start), now.Sub(began))
+	pr.adaptive.Done(pr.bounds, ended.Sub(start), ended.Sub(began))
 }
 
 // requests are those in flight.

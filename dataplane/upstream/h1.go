@@ -128,13 +128,20 @@ func (t *http1Trip) take(call *http1.Call) *http1Conn {
 	}
 }
 
-// give puts a connection back; done is the value of it.
-func (t *http1Trip) give(c *http1Conn) {
+// give puts a connection back; done is the value of it. e, when there is one, may
+// know the time.
+func (t *http1Trip) give(c *http1Conn, e *exchange.Exchange) {
 	if !c.Finish() {
 		t.forget(c)
 		return
 	}
-	now := time.Now()
+	var now time.Time
+	if e != nil {
+		now = e.Result.Ended
+	}
+	if now.IsZero() {
+		now = time.Now()
+	}
 	t.mu.Lock()
 	elsewhere := t.gate.waiting.Load() > 0 && t.waiting.Load() == 0
 	if t.retired || elsewhere || len(t.idle) == maxIdlePerEndpoint {
@@ -235,7 +242,7 @@ func (t *http1Trip) open(call *http1.Call) (*http1Conn, error) {
 		return nil, fmt.Errorf("%w: %w", errDial, err)
 	}
 	c := &http1Conn{ClientConn: http1.NewClientConn(conn), trip: t}
-	c.done = func(*exchange.Exchange) { t.give(c) }
+	c.done = func(e *exchange.Exchange) { t.give(c, e) }
 	t.mu.Lock()
 	t.live[c] = struct{}{}
 	t.mu.Unlock()

@@ -111,7 +111,6 @@ func (j *journey) round() attempt {
 
 // connect asks one endpoint, and others as long as none can be connected to.
 func (j *journey) connect() attempt {
-	call := j.call(j.span, &j.e.Request)
 	var a attempt
 	for range maxAttempts {
 		ep := j.pick()
@@ -120,11 +119,11 @@ func (j *journey) connect() attempt {
 		}
 		j.tried = append(j.tried, ep)
 		a = attempt{ep: ep}
-		if a.resp, a.done, a.err = ep.try(call); a.err == nil || !undialled(a.err) || !time.Now().Before(j.deadline) {
+		// The time that is left is another each time.
+		call := j.call(j.span, &j.e.Request)
+		if a.resp, a.done, _, a.err = ep.try(call); a.err == nil || !undialled(a.err) || !time.Now().Before(j.deadline) {
 			return a
 		}
-		// The time that is left is another.
-		call = j.call(j.span, &j.e.Request)
 	}
 	if a.ep == nil {
 		a.err = errNobody
@@ -134,10 +133,11 @@ func (j *journey) connect() attempt {
 
 // pick prefers an endpoint that has not failed the request.
 func (j *journey) pick() *endpoint {
-	if ep := j.b.pick(j.e, j.span, j.deadline, j.tried); ep != nil || len(j.tried) == 0 {
+	if ep, _ := j.b.pick(j.e, j.span, j.deadline, j.tried, time.Now()); ep != nil || len(j.tried) == 0 {
 		return ep
 	}
-	return j.b.pick(j.e, j.span, j.deadline, nil)
+	ep, _ := j.b.pick(j.e, j.span, j.deadline, nil, time.Now())
+	return ep
 }
 
 // call is the next attempt's: a copy of the request that says how long it has.
@@ -152,7 +152,7 @@ func (j *journey) call(ctx context.Context, from *exchange.Request) http1.Call {
 		r.Header = exchange.HeaderOf(append(make([]exchange.Field, 0, from.Header.Len()+1), from.Header.Fields()...)...)
 		tellDeadline(&r, j.b.deadlineHeader, j.grpc, deadline.Sub(now))
 	}
-	call := http1.Call{Context: ctx, Request: &r, Deadline: deadline, Idle: j.b.idle}
+	call := http1.Call{Context: ctx, Request: &r, Now: now, Deadline: deadline, Idle: j.b.idle}
 	switch {
 	case j.whole != nil:
 		call.Body, call.Whole = j.whole, true

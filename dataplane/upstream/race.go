@@ -93,7 +93,7 @@ func (r *race) hedge() {
 // start sends the request to an endpoint that has not got it; over is called when
 // that has come to something. false: there is none.
 func (r *race) start(over func()) bool {
-	ep := r.j.b.pick(r.j.e, r.j.span, r.j.deadline, r.j.tried)
+	ep, _ := r.j.b.pick(r.j.e, r.j.span, r.j.deadline, r.j.tried, time.Now())
 	if ep == nil && len(r.started) == 0 {
 		ep = r.j.pick()
 	}
@@ -118,7 +118,7 @@ func (r *race) start(over func()) bool {
 			}
 			r.deliver(a)
 		}()
-		a.resp, a.done, a.err = ep.try(call)
+		a.resp, a.done, _, a.err = ep.try(call)
 	}()
 	return true
 }

@@ -9,23 +9,23 @@ import (
 	"portcullis.dev/portcullis/dataplane/http1"
 )
 
-// try is one attempt on one endpoint. Whoever gets a response calls done and then
+// try is one attempt on one endpoint, at call.Now, and returns when it had an answer
+// or failed. Whoever gets a response calls done and then
 // ep.end, in the order in which Exchange.Done does, or both in any other.
-func (ep *endpoint) try(call http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
-	call.Now = time.Now()
+func (ep *endpoint) try(call http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), now time.Time, err error) {
 	ep.begin()
-	resp, done, err := ep.protocol.roundTrip(call)
-	now := time.Now()
+	resp, done, err = ep.protocol.roundTrip(call)
+	now = time.Now()
 	o := outcome{now: now, latency: now.Sub(call.Now)}
 	if err != nil {
 		o.err = classify(err)
 		ep.learn(o)
 		ep.ended()
-		return nil, nil, o.err
+		return nil, nil, now, o.err
 	}
 	o.status = resp.Status
 	ep.learn(o)
-	return resp, done, nil
+	return resp, done, now, nil
 }
 
 // classify says which of the package's errors a failure is. What the client did
