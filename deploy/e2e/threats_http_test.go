@@ -54,19 +54,22 @@ func TestThreatsOfHTTP(t *testing.T) {
 	}
 }
 
+// ambiguousPaths are those that some server may read as others.
+var ambiguousPaths = []string{
+	"//admin", "///admin", "/x//admin", "/./admin", "/x/./admin", "/x/../admin", "/../admin", "/x/..", "/x/.", "/..",
+	"/x/..;/admin", "/..;/admin", "/.;/admin", "/;/admin", "/admin;", "/admin;x=y", "/admin;/", "/x;/../admin", "/x/%2e%2e%3b/admin",
+	"/%2e/admin", "/%2E/admin", "/x/%2e%2e/admin", "/x/.%2e/admin", "/x/%2E./admin", "/x/%2e%2e%2fadmin",
+	"/%2fadmin", "/x%2fadmin", "/x%2Fadmin", "/admin%2f", "/%2f%2fadmin", "/%5cadmin", "/x%5C..%5Cadmin", "/x\\..\\admin", "\\admin", "/\\admin",
+	"/%252fadmin", "/%252e%252e/admin", "/x%255cadmin", "/%25%32%66admin", "/%2561dmin", "/x%25%35%63",
+	"/admin%00", "/%00/admin", "/admin%00.html", "/admin\x00", "/admin%0a", "/admin%0d%0aX-User:%20root", "/admin%09", "/admin\x09", "/admin%7f", "/admin%1f",
+	"/%c0%ae%c0%ae/admin", "/%c0%afadmin", "/%e0%80%af", "/%f0%80%80%af", "/%c1%9cadmin", "/%ff", "/%ed%a0%80", "/%c2%85", "/\xc3\xa9", "/\xff",
+	"/%", "/%2", "/%zz", "/%u002fadmin", "/%u2215admin", "/admin%", "/ad min", "/admin\"", "/admin<", "/admin{", "/admin`",
+	"/x/....//admin/../..", "/admin/..", "/admin/../x", "/people//secrets", "/people/../secrets", "/exact/.", "/exact//",
+}
+
 // A path that some server may read as another is refused, wherever it leads.
 func threatPaths(t *testing.T, h *harness, _ keyPair) {
-	for _, path := range []string{
-		"//admin", "///admin", "/x//admin", "/./admin", "/x/./admin", "/x/../admin", "/../admin", "/x/..", "/x/.", "/..",
-		"/x/..;/admin", "/..;/admin", "/.;/admin", "/;/admin", "/admin;", "/admin;x=y", "/admin;/", "/x;/../admin", "/x/%2e%2e%3b/admin",
-		"/%2e/admin", "/%2E/admin", "/x/%2e%2e/admin", "/x/.%2e/admin", "/x/%2E./admin", "/x/%2e%2e%2fadmin",
-		"/%2fadmin", "/x%2fadmin", "/x%2Fadmin", "/admin%2f", "/%2f%2fadmin", "/%5cadmin", "/x%5C..%5Cadmin", "/x\\..\\admin", "\\admin", "/\\admin",
-		"/%252fadmin", "/%252e%252e/admin", "/x%255cadmin", "/%25%32%66admin", "/%2561dmin", "/x%25%35%63",
-		"/admin%00", "/%00/admin", "/admin%00.html", "/admin\x00", "/admin%0a", "/admin%0d%0aX-User:%20root", "/admin%09", "/admin\x09", "/admin%7f", "/admin%1f",
-		"/%c0%ae%c0%ae/admin", "/%c0%afadmin", "/%e0%80%af", "/%f0%80%80%af", "/%c1%9cadmin", "/%ff", "/%ed%a0%80", "/%c2%85", "/\xc3\xa9", "/\xff",
-		"/%", "/%2", "/%zz", "/%u002fadmin", "/%u2215admin", "/admin%", "/ad min", "/admin\"", "/admin<", "/admin{", "/admin`",
-		"/x/....//admin/../..", "/admin/..", "/admin/../x", "/people//secrets", "/people/../secrets", "/exact/.", "/exact//",
-	} {
+	for _, path := range ambiguousPaths {
 		a := h.one(t, request("GET", path, "Host: a"))
 		refused(t, path, a, 400, "request_malformed")
 		h.untouched(t, path)
