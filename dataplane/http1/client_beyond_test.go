@@ -4,9 +4,11 @@ import (
 	"bufio"
 	"bytes"
 	"crypto/tls"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"runtime"
 	"testing"
 
 	"portcullis.dev/portcullis/pkg/identity/certtest"
@@ -75,5 +77,29 @@ func TestWhatComesBehindAnAnswerEndsTheConnection(t *testing.T) {
 			far.Close()
 			<-served
 		}
+	}
+}
+
+// What came unasked is found also where the deadline of a request before, which
+// serves the next one, passes between the two.
+func TestTheLookDependsOnNoDeadline(t *testing.T) {
+	const okay = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+	near, far := socketPair(t)
+	defer far.Close()
+	c := NewClientConn(near)
+	defer c.Close()
+	_, _ = io.WriteString(far, okay)
+	if status, _, err := answer(t, c, callFor("GET")); status != 200 || err != nil || !c.Finish() {
+		t.Fatal(status, err)
+	}
+	_, _ = io.WriteString(far, okay)
+	for c.Alive() {
+		runtime.Gosched()
+	}
+	call := callFor("GET")
+	c.arm(past)
+	c.armed = call.Now.Add(glance / 2)
+	if resp, err := c.Do(call); !errors.Is(err, ErrUnsent) {
+		t.Errorf("%v, %v", resp, err)
 	}
 }

@@ -55,6 +55,10 @@ func (c *ClientConn) canAsk() bool { return c.peek != nil && c.raw == c.conn }
 func (c *ClientConn) askAtOnce() (sent int, err error) {
 	c.asked = asked{}
 	_ = c.peek.Read(c.askFunc)
+	if !c.asked.begun && !c.Alive() {
+		// The poller did not come to look: a deadline left from before has passed.
+		return 0, ErrUnsent
+	}
 	return c.asked.sent, c.asked.err
 }
 
