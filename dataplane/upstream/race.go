@@ -116,6 +116,10 @@ func (r *race) start(over func()) bool {
 			if over != nil {
 				over()
 			}
+			if a.err != nil {
+				// Nobody else would: it would hang on the connection's context until that ends.
+				cancel(errUnwanted)
+			}
 			r.deliver(a)
 		}()
 		a.resp, a.done, _, a.err = ep.try(call)

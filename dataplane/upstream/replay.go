@@ -34,10 +34,14 @@ type replay struct {
 
 // Read implements io.Reader.
 func (r *replay) Read(p []byte) (int, error) {
+	if r.whole.Load() {
+		// A client may hold back that it ends here, and no Close would wake who waits.
+		return 0, io.EOF
+	}
 	r.begun.Store(true)
 	n, err := r.reader.Read(p)
 	switch {
-	case r.lost || r.whole.Load():
+	case r.lost:
 		return n, err
 	case r.off.Load() && r.completed == nil, len(r.kept)+n > maxReplay, err != nil && !errors.Is(err, io.EOF):
 		r.kept, r.lost = nil, true
