@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -220,32 +221,44 @@ func TestSlowHandshakes(t *testing.T) {
 	}
 }
 
-// TestHandshakePlaces: what is beyond the bound is refused at once.
+// TestHandshakePlaces: one more than there is room for ends the oldest, so that who
+// sends nothing keeps out nobody.
 func TestHandshakePlaces(t *testing.T) {
-	r := start(t, Config{Handshakes: 1}, "https")
+	r := start(t, Config{Handshakes: 2}, "https")
 	r.use(t, gateway(https(nil, "a")), certificate("a", certtest.New(t, "ca").Issue(t, certtest.Spec{Hosts: []string{"a.example"}})))
-	holder, err := net.Dial("tcp", r.lns["https"].Addr().String())
-	if err != nil {
-		t.Fatal(err)
+	taken := func() int {
+		r.shakes.mu.Lock()
+		defer r.shakes.mu.Unlock()
+		return r.shakes.taken.Len()
 	}
-	defer holder.Close()
-	for end := time.Now().Add(patience); len(r.shakes) == 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the first handshake has not begun")
+	until := func(n int) {
+		t.Helper()
+		for end := time.Now().Add(patience); taken() != n; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d places are taken, not %d", taken(), n)
+			}
 		}
 	}
-	if _, err := r.shake(t, "https", &tls.Config{ServerName: "a.example"}); err == nil {
-		t.Error("one more than there is room for")
-	}
-	_ = holder.Close()
-	for end := time.Now().Add(patience); len(r.shakes) > 0; time.Sleep(time.Millisecond) {
-		if time.Now().After(end) {
-			t.Fatal("the place is not given back")
+	var holders []net.Conn
+	for i := range 2 {
+		holder, err := net.Dial("tcp", r.lns["https"].Addr().String())
+		if err != nil {
+			t.Fatal(err)
 		}
+		defer holder.Close()
+		holders = append(holders, holder)
+		until(i + 1)
 	}
 	if _, err := r.shake(t, "https", &tls.Config{ServerName: "a.example"}); err != nil {
-		t.Error(err)
+		t.Error("holders keep others out:", err)
 	}
+	_ = holders[0].SetReadDeadline(time.Now().Add(patience))
+	if _, err := holders[0].Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the oldest:", err)
+	}
+	until(1)
+	_ = holders[1].Close()
+	until(0)
 }
 
 // TestFragmentedHello: a ClientHello in records of one byte each means the same.

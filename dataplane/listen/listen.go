@@ -54,7 +54,8 @@ type Config struct {
 	// HandshakeTimeout bounds a TLS handshake, and the wait for the first bytes of a
 	// connection in clear text; 0 means 10s.
 	HandshakeTimeout time.Duration
-	// Handshakes bounds the TLS handshakes under way at once; 0 means 4096.
+	// Handshakes bounds the TLS handshakes under way at once: one more ends the
+	// oldest. 0 means 4096.
 	Handshakes int
 }
 

@@ -23,11 +23,10 @@ const HTTP = "http"
 // Listeners are a node's sockets, by name. Make them with New; run them once. All
 // methods may be called concurrently.
 type Listeners struct {
-	config  Config
-	sockets map[string]net.Listener
-	live    atomic.Pointer[Settings]
-	// shakes holds a place for each handshake that is under way.
-	shakes   chan struct{}
+	config   Config
+	sockets  map[string]net.Listener
+	live     atomic.Pointer[Settings]
+	shakes   places
 	opening  opening
 	quic     quic
 	handed   chan struct{} // closed by HandOver
@@ -63,7 +62,7 @@ func New(c Config, sockets map[string]net.Listener) (*Listeners, error) {
 	}
 	c.complete()
 	l := &Listeners{
-		config: c, sockets: maps.Clone(sockets), shakes: make(chan struct{}, c.Handshakes),
+		config: c, sockets: maps.Clone(sockets), shakes: places{most: c.Handshakes},
 		opening: opening{conns: map[net.Conn]bool{}}, told: map[string]string{}, handed: make(chan struct{}),
 	}
 	l.quic = quic{listeners: l, changed: make(chan struct{}, 1), running: map[string]*quicSocket{}}

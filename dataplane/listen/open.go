@@ -2,6 +2,7 @@ package listen
 
 import (
 	"bytes"
+	"container/list"
 	"crypto/tls"
 	"net"
 	"sync"
@@ -46,15 +47,9 @@ func (l *Listeners) open(name string, raw net.Conn) {
 // shake makes a TLS connection of it. What a handshake costs is bounded: in time,
 // and in how many there are at once.
 func (l *Listeners) shake(one *spoken, raw net.Conn, on *admission.Conn) {
-	select {
-	case l.shakes <- struct{}{}:
-	default:
-		l.counters.failed.Add(1)
-		_ = raw.Close()
-		return
-	}
+	place := l.shakes.take(raw)
 	c, err := l.handshake(one, raw)
-	<-l.shakes
+	l.shakes.leave(place)
 	if err != nil {
 		l.counters.failed.Add(1)
 		l.config.Log.Debug("a TLS handshake failed", "peer", on.Peer, "error", err)
@@ -89,6 +84,33 @@ func (l *Listeners) handshake(one *spoken, raw net.Conn) (*tls.Conn, error) {
 		return nil, err
 	}
 	return c, raw.SetDeadline(time.Time{})
+}
+
+// places are those of the handshakes under way. When there is none left, the oldest
+// handshake makes room: were it the newest, whoever opens connections and sends
+// nothing would keep everybody out for as long as handshakes may last.
+type places struct {
+	most int
+
+	mu sync.Mutex
+	// Guarded by mu: net.Conns, oldest first.
+	taken list.List
+}
+
+func (p *places) take(c net.Conn) *list.Element {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken.Len() == p.most {
+		_ = p.taken.Remove(p.taken.Front()).(net.Conn).Close()
+	}
+	return p.taken.PushBack(c)
+}
+
+// leave gives a place back, unless it was lost.
+func (p *places) leave(place *list.Element) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.taken.Remove(place)
 }
 
 // peek reads until it is clear whether the client speaks HTTP/2.
