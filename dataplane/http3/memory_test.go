@@ -2,6 +2,7 @@ package http3
 
 import (
 	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -105,6 +106,52 @@ func TestHeadsThatAreOnlyAnnounced(t *testing.T) {
 		_ = stream.SetReadDeadline(time.Now().Add(10 * time.Second))
 		if answer, err := io.ReadAll(stream); err != nil || len(answer) == 0 {
 			t.Errorf("%d bytes are awaited: %q, %v", 2*most+1, answer, err)
+		}
+	}
+}
+
+// retries counts the Retry packets that come in (RFC 9000, 17.2.5).
+type retries struct {
+	net.PacketConn
+	n atomic.Int64
+}
+
+func (r *retries) ReadFrom(p []byte) (int, net.Addr, error) {
+	n, from, err := r.PacketConn.ReadFrom(p)
+	if n > 0 && p[0]&0xf0 == 0xf0 {
+		r.n.Add(1)
+	}
+	return n, from, err
+}
+
+// When many handshakes begin, clients prove their address first.
+func TestFloodsOfHandshakes(t *testing.T) {
+	r := newRig(t, Config{Handle: func(*exchange.Exchange) *exchange.Response { return text(200, "") }}, false)
+	at, err := net.ResolveUDPAddr("udp", r.at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := r.transport().TLSClientConfig
+	names.ServerName = "api.example"
+	for _, flood := range []bool{false, true} {
+		if flood {
+			r.server.unverified.AllowN(time.Now().Add(time.Minute), unverifiedRate)
+		}
+		pc, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen := &retries{PacketConn: pc}
+		transport := &quic.Transport{Conn: seen}
+		conn, err := transport.Dial(t.Context(), at, names, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = conn.CloseWithError(0, "")
+		_ = transport.Close()
+		_ = pc.Close()
+		if got := seen.n.Load(); got > 0 != flood {
+			t.Errorf("in a flood %t: %d retries", flood, got)
 		}
 	}
 }

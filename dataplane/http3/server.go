@@ -17,6 +17,7 @@ import (
 
 	"github.com/quic-go/quic-go"
 	quichttp3 "github.com/quic-go/quic-go/http3"
+	"golang.org/x/time/rate"
 
 	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -65,6 +66,10 @@ const (
 	farewell = time.Second
 	// handshakeTimeout bounds a handshake without progress.
 	handshakeTimeout = 10 * time.Second
+	// unverifiedRate is how many handshakes a second begin at once. Beyond it a client
+	// first proves its address by a round trip (Retry, RFC 9000, 8.1.2): a signature is
+	// too dear to be given to forged ones.
+	unverifiedRate = 200
 )
 
 // Server serves sockets. Make one with New; Run may be called several times, also
@@ -74,6 +79,8 @@ type Server struct {
 	exchanges sync.Pool
 	buffers   sync.Pool
 	work      work
+	// unverified are the handshakes with who may not be where he says.
+	unverified *rate.Limiter
 }
 
 // New makes a server.
@@ -93,7 +100,7 @@ func New(c Config) *Server {
 			*d.of = d.zero
 		}
 	}
-	s := &Server{config: c}
+	s := &Server{config: c, unverified: rate.NewLimiter(unverifiedRate, unverifiedRate)}
 	s.exchanges.New = func() any { return new(exchange.Exchange) }
 	s.buffers.New = func() any { return new([copyBuffer]byte) }
 	return s
@@ -112,7 +119,7 @@ type connKey struct{}
 // the requests in flight and closes the socket. Connections that a client keeps
 // open without a request are closed at the end of the drain.
 func (s *Server) Run(ctx context.Context, socket Socket) error {
-	transport := &quic.Transport{Conn: socket.Conn}
+	transport := &quic.Transport{Conn: socket.Conn, VerifySourceAddress: func(net.Addr) bool { return !s.unverified.Allow() }}
 	// No 0-RTT: who records it can send it once more (RFC 8446, 8).
 	listener, err := transport.Listen(quichttp3.ConfigureTLSConfig(socket.TLS), &quic.Config{
 		MaxIncomingStreams: maxStreams,
