@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -120,9 +121,9 @@ type Follower struct {
 	door    door
 	welcome *controlv1.Welcome
 	outbox  outbox
-	// saving guards held, and every write to the Store.
+	// saving is held for every write to the Store, and while held is set.
 	saving sync.Mutex
-	held   bool
+	held   atomic.Bool
 	status Status
 	// asked is the newest question after revocations; again is how long it may stay
 	// without effect until it is asked once more.
@@ -195,7 +196,13 @@ func (f *Follower) Run(ctx context.Context) error {
 			// The first attempt elsewhere need not wait long.
 			failures = 0
 		}
-		pause := time.NewTimer(backoff(f.cfg.MinBackoff, f.cfg.MaxBackoff, failures))
+		wait := backoff(f.cfg.MinBackoff, f.cfg.MaxBackoff, failures)
+		if f.held.Load() {
+			// A control plane follows one stream of a node: the two would end each other's
+			// without end, and neither get anything that takes long.
+			wait = f.cfg.MaxBackoff
+		}
+		pause := time.NewTimer(wait)
 		failures++
 		select {
 		case <-pause.C:

@@ -146,11 +146,12 @@ func (f *Follower) copy(saved config.Version) (held holding, keys [][]byte, cred
 	}
 }
 
-// Hold keeps the follower from writing to its Store, which another process is to
-// use, until it is called with false. When it returns no write is under way.
+// Hold has the follower make way for another process that is the same node, until
+// it is called with false: it does not write to its Store, and seldom takes the
+// stream back from the other. When it returns no write is under way.
 func (f *Follower) Hold(on bool) {
 	f.saving.Lock()
-	f.held = on
+	f.held.Store(on)
 	f.saving.Unlock()
 	if !on && f.cfg.Store != nil {
 		f.wakeSave()
@@ -162,7 +163,7 @@ func (f *Follower) Hold(on bool) {
 func (f *Follower) saveOnce(saved config.Version) (config.Version, error) {
 	f.saving.Lock()
 	defer f.saving.Unlock()
-	if f.held {
+	if f.held.Load() {
 		return saved, nil
 	}
 	held, keys, credentials := f.copy(saved)
