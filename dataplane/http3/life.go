@@ -31,13 +31,15 @@ func (l *life) accept() error {
 		if err != nil {
 			return err
 		}
-		front := l.front()
+		c := &client{conn: conn, sniDecides: l.socket.SNIDecides()}
+		front := l.front(c)
 		if !l.add(front) {
 			_ = conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "")
 			continue
 		}
 		go func() {
 			defer l.remove(front)
+			defer c.watch(l.server.config.IdleTimeout)()
 			// What ends a connection is said to its client.
 			_ = front.ServeQUICConn(conn)
 			_ = conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "")
@@ -48,15 +50,13 @@ func (l *life) accept() error {
 // front serves one connection. quic-go makes room for a head as soon as its length
 // is announced, for each stream, so that it must not be much more than is taken:
 // the live limit itself is held by serve, which answers.
-func (l *life) front() *quichttp3.Server {
+func (l *life) front(c *client) *quichttp3.Server {
 	s := l.server
 	return &quichttp3.Server{
 		Handler:        http.HandlerFunc(s.serve),
 		MaxHeaderBytes: 2 * s.config.Settings().HeaderLimit(),
 		IdleTimeout:    s.config.IdleTimeout,
-		ConnContext: func(ctx context.Context, c *quic.Conn) context.Context {
-			return context.WithValue(ctx, connKey{}, &client{conn: c, sniDecides: l.socket.SNIDecides()})
-		},
+		ConnContext:    func(ctx context.Context, _ *quic.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 	}
 }
 

@@ -110,6 +110,24 @@ func TestHeadsThatAreOnlyAnnounced(t *testing.T) {
 	}
 }
 
+// Neither packets nor a head that does not end keep a connection open for ever.
+func TestConnectionsWithoutARequestEnd(t *testing.T) {
+	r := newRig(t, Config{IdleTimeout: 300 * time.Millisecond, Handle: func(*exchange.Exchange) *exchange.Response { return text(200, "") }}, false)
+	conn := r.dial(&quic.Config{KeepAlivePeriod: 20 * time.Millisecond})
+	stream, err := conn.OpenStreamSync(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Write([]byte{1, 10, 0}); err != nil { // HEADERS of ten bytes
+		t.Fatal(err)
+	}
+	select {
+	case <-conn.Context().Done():
+	case <-time.After(10 * time.Second):
+		t.Error("the connection is open")
+	}
+}
+
 // retries counts the Retry packets that come in (RFC 9000, 17.2.5).
 type retries struct {
 	net.PacketConn

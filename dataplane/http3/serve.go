@@ -9,9 +9,11 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
+	quichttp3 "github.com/quic-go/quic-go/http3"
 	"golang.org/x/net/http/httpguts"
 
 	"portcullis.dev/portcullis/dataplane/admission"
@@ -25,6 +27,38 @@ type client struct {
 
 	once sync.Once
 	tls  *exchange.PeerTLS
+
+	work  work
+	asked atomic.Int64 // when a request last began or ended, in Unix nanoseconds
+}
+
+// watch closes the connection once no whole request has come for as long as one may
+// be idle, until stop is called: packets alone, and heads that do not end, keep it
+// open otherwise.
+func (c *client) watch(idle time.Duration) (stop func() bool) {
+	c.asked.Store(time.Now().UnixNano())
+	var timer *time.Timer
+	armed := make(chan struct{})
+	timer = time.AfterFunc(idle, func() {
+		<-armed
+		left := idle
+		if c.work.count() == 0 {
+			left = time.Until(time.Unix(0, c.asked.Load()).Add(idle))
+		}
+		if left > 0 {
+			timer.Reset(left)
+			return
+		}
+		_ = c.conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "idle")
+	})
+	close(armed)
+	return timer.Stop
+}
+
+// serves notes a request that begins, or with -1 that ends.
+func (c *client) serves(n int) {
+	c.asked.Store(time.Now().UnixNano())
+	c.work.add(n)
 }
 
 // met returns what is known of the connection. Its address may change while it
@@ -44,6 +78,9 @@ func (c *client) met() *admission.Conn {
 func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	s.work.add(1)
 	defer s.work.add(-1)
+	c := r.Context().Value(connKey{}).(*client)
+	c.serves(1)
+	defer c.serves(-1)
 	e := s.exchanges.Get().(*exchange.Exchange)
 	defer func() {
 		e.End()
