@@ -223,13 +223,10 @@ func (e *Exchange) Reset() {
 	clear(e.Done)
 	clear(e.Outer)
 	clear(e.parameters.fields)
-	*e = Exchange{
-		Request:        Request{Header: e.Request.Header.reset()},
-		ResponseHeader: e.ResponseHeader.reset(),
-		Params:         e.Params[:0],
-		Outer:          e.Outer[:0],
-		After:          e.After[:0],
-		Done:           e.Done[:0],
-		parameters:     parameters{fields: e.parameters.fields[:0]},
-	}
+	request, response, fields := e.Request.Header.reset(), e.ResponseHeader.reset(), e.parameters.fields[:0]
+	params, outer, after, done := e.Params[:0], e.Outer[:0], e.After[:0], e.Done[:0]
+	// In place: a literal would be made on the stack, and copied.
+	*e = Exchange{}
+	e.Request.Header, e.ResponseHeader, e.parameters.fields = request, response, fields
+	e.Params, e.Outer, e.After, e.Done = params, outer, after, done
 }

@@ -16,6 +16,18 @@ const maxConnectionOptions = 32
 // that Connection cannot name what we add. It fails, wrapping ErrMalformed, when
 // Connection lists too much.
 func (h *Header) DropHopByHop() error {
+	if _, listed := h.Lookup("Connection"); listed {
+		return h.dropListed()
+	}
+	h.DelFunc(func(f Field) bool { return HopByHop(f.Name) })
+	return nil
+}
+
+// dropListed is DropHopByHop where there is a Connection field: one of its own
+// because of what it takes of the stack.
+//
+//go:noinline
+func (h *Header) dropListed() error {
 	var options [maxConnectionOptions]string
 	n := 0
 	for value := range h.Values("Connection") {

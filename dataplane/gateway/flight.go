@@ -53,11 +53,9 @@ func (g *Gateway) begin(e *exchange.Exchange) *flight {
 	return f
 }
 
-// startSpan begins the server span when the sampler said so.
+// startSpan begins the server span. It is called only when the sampler said so: its
+// frame alone would make the stacks of all connections grow.
 func (f *flight) startSpan(e *exchange.Exchange) {
-	if !f.trace.Record {
-		return
-	}
 	// HTTP server span, OpenTelemetry semantic conventions 1.x. It outlives the
 	// exchange, in whose memory the texts lie.
 	f.spanCtx, f.span = f.g.cfg.Tracer.Start(e.Context, f.trace, e.Request.Method+" "+f.route.pattern,

@@ -156,7 +156,9 @@ func (f *flight) decide(e *exchange.Exchange) (*Route, *policy.Denial) {
 	}
 	r := target.route
 	f.route, e.Route = r, r.info
-	f.startSpan(e)
+	if f.trace.Record {
+		f.startSpan(e)
+	}
 	if o := f.g.cfg.Overload; o != nil && o.Sheds(r.criticality) {
 		return r, &policy.Denial{Reason: policy.NodeOverloaded, RetryAfter: time.Second}
 	}

@@ -26,7 +26,7 @@ const (
 	lingerBytes = 256 << 10
 	// dozeAfter is how long a connection waits for its next request with its buffer
 	// at hand.
-	dozeAfter = time.Second
+	dozeAfter = 250 * time.Millisecond
 )
 
 // conn is one connection from a client. What it needs for an exchange is reused

@@ -65,16 +65,21 @@ func (c *conn) more(until time.Time, idle *atomic.Bool) error {
 		c.to += n
 		return err
 	}
-	// The strings of the last head lie in the buffer.
-	c.head, c.exchange = requestHead{}, exchange.Exchange{}
-	c.server.giveBuffer(c.buf)
-	c.buf, c.from, c.to = nil, 0, 0
+	c.empty()
 	if n, err = c.read(c.doze[:], until, idle); err != nil {
 		return err
 	}
 	c.buf = c.server.takeBuffer()
 	c.to = copy(c.buf, c.doze[:n])
 	return nil
+}
+
+// empty gives the buffer to others, with all strings that lie in it.
+func (c *conn) empty() {
+	c.head = requestHead{}
+	c.exchange = exchange.Exchange{}
+	c.server.giveBuffer(c.buf)
+	c.buf, c.from, c.to = nil, 0, 0
 }
 
 // space returns where more of a head may be read to; only between exchanges.
