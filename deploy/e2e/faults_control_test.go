@@ -145,7 +145,7 @@ func TestSlowNode(t *testing.T) {
 	h := start(t, cluster.Config{Nodes: 3, Adjust: between.adjust})
 	h.apply(stamped("zero", 20))
 	start := h.Plane().Version()
-	heal := between.control[2].toxin("bandwidth", "downstream", map[string]int{"rate": 20}) // KB/s, and a version has 30 KB
+	heal := between.control[2].toxin("bandwidth", "downstream", map[string]int{"rate": 2}) // KB/s, and a version has 30 KB
 	var last config.Version
 	for i := range 8 {
 		resp, err := h.admin.Apply(t.Context(), &adminv1.ApplyRequest{Change: documents(t, stamped(fmt.Sprintf("v%d", i), 20))})

@@ -30,7 +30,11 @@ type fault struct {
 func upstreamFaults() map[string]fault {
 	large := "POST /fault HTTP/1.1\r\nHost: a\r\nContent-Length: 4000000\r\n\r\n"
 	early := func(text string) func(*played, *http.Request) bool {
-		return func(c *played, _ *http.Request) bool { c.say(text); c.hold(); return false }
+		return func(c *played, r *http.Request) bool {
+			c.say(text)
+			_, err := io.Copy(io.Discard, r.Body)
+			return err == nil // all of the body came, and another request may
+		}
 	}
 	return map[string]fault{
 		"closes at once": {play: func(*played, *http.Request) bool { return false }, status: 502, reason: "upstream_unavailable", detail: "without an answer"},
