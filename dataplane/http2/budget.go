@@ -22,8 +22,9 @@ const (
 	resetsPeriod = 30 * time.Second
 	// CONTINUATION frames of one header block, CVE-2024-27316.
 	mostContinuations = 128
-	// mostQueued bounds what waits to be written beside data.
-	mostQueued = outLimit + 64<<10
+	// mostAnswers bounds the answers to control frames that wait to be written, in
+	// bytes. Those to requests are bounded by their number.
+	mostAnswers = 64 << 10
 )
 
 // budget counts. It is guarded by conn.mu.

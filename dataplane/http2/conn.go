@@ -83,6 +83,7 @@ type conn struct {
 	idleSince time.Time
 	budget    budget
 	out       []byte // frames to be written
+	answers   int    // bytes of out that answer control frames
 	spare     []byte
 	flushing  bool
 	room      sync.Cond // out has been written

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,6 +13,7 @@ import (
 
 	h2 "golang.org/x/net/http2"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
@@ -215,5 +217,23 @@ func TestTheRestOfARefusedRequestIsNoAttack(t *testing.T) {
 	close(h.release)
 	if o := r.receive(1); o.status != "200" {
 		t.Errorf("got %+v", o)
+	}
+}
+
+// Heads of answers may pile up while a write waits for a client that reads slowly;
+// what it says meanwhile is no flood.
+func TestSlowReadersMaySpeak(t *testing.T) {
+	near, far := net.Pipe()
+	defer near.Close()
+	defer far.Close()
+	ping := append(appendFrameHeader(nil, 8, h2.FramePing, 0, 0), make([]byte, 8)...)
+	c := newConn(NewServer(Config{}), near, &admission.Conn{}, ping)
+	c.greeted, c.flushing, c.out = true, true, make([]byte, 1<<20)
+	fh, err := c.framer.ReadFrameHeader()
+	if err == nil {
+		err = c.frame(fh)
+	}
+	if err != nil {
+		t.Error(err)
 	}
 }

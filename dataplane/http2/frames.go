@@ -44,6 +44,7 @@ func (c *conn) frame(fh h2.FrameHeader) error {
 	if err := c.budget.frame(); err != nil {
 		return err
 	}
+	before := len(c.out)
 	switch f := frame.(type) {
 	case *h2.SettingsFrame:
 		err = c.settingsLocked(f)
@@ -57,7 +58,7 @@ func (c *conn) frame(fh h2.FrameHeader) error {
 		c.final = true
 		c.restLocked()
 	}
-	if err == nil && len(c.out) > mostQueued {
+	if c.answers += len(c.out) - before; err == nil && c.answers > mostAnswers {
 		err = connectionError{h2.ErrCodeEnhanceYourCalm, "answers to control frames are not read"}
 	}
 	return err

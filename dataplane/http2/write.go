@@ -107,7 +107,7 @@ func (c *conn) drainOutLocked() {
 			c.mu.Lock()
 		}
 		out := c.out
-		c.out = c.spare[:0]
+		c.out, c.answers = c.spare[:0], 0
 		c.mu.Unlock()
 		err := c.write(out)
 		c.mu.Lock()
