@@ -144,18 +144,21 @@ func TestSlowNode(t *testing.T) {
 	between := newLinks(t)
 	h := start(t, cluster.Config{Nodes: 3, Adjust: between.adjust})
 	h.apply(stamped("zero", 20))
-	start := h.Plane().Version()
 	heal := between.control[2].toxin("bandwidth", "downstream", map[string]int{"rate": 2}) // KB/s, and a version has 30 KB
-	var last config.Version
+	var first, last config.Version
 	for i := range 8 {
 		resp, err := h.admin.Apply(t.Context(), &adminv1.ApplyRequest{Change: documents(t, stamped(fmt.Sprintf("v%d", i), 20))})
 		h.must("apply", err)
 		last = config.VersionOf(resp.Version)
+		if i == 0 {
+			first = last
+		}
 		h.runs(0, last)
 		h.runs(1, last)
 	}
-	if v := h.Node(2).Version(); v != start {
-		t.Errorf("the slow node got to %v: its link was not slow", v)
+	// What the control plane writes by itself is small and may have come through.
+	if v := h.Node(2).Version(); v.Compare(first) >= 0 {
+		t.Errorf("the slow node got to %v, the first of them being %v: its link was not slow", v, first)
 	}
 	waited, err := h.admin.Wait(t.Context(), &adminv1.WaitRequest{Revision: last.Revision, Timeout: durationpb.New(50 * time.Millisecond)})
 	h.must("wait", err)
