@@ -59,6 +59,7 @@ type options struct {
 	json             string
 	strict           bool
 	profiles         bool
+	pgo              string
 	binary, cache    string
 	proxyCPUs        []int
 	loadCPUs         []int
@@ -73,6 +74,7 @@ func parseOptions(args []string) (o options, err error) {
 	flags.IntVar(&o.connections, "connections", 64, "connections that send requests")
 	flags.StringVar(&o.json, "json", "", "also write everything to this file, as JSON")
 	flags.BoolVar(&o.strict, "strict", false, "exit with 1 when a target is short or could not be measured")
+	flags.StringVar(&o.pgo, "pgo", "", "file to merge those profiles into, for profile-guided optimisation (deploy/portcullis/default.pgo)")
 	flags.BoolVar(&o.profiles, "profiles", true, "print CPU profiles of the plain, the JWT and the TLS scenario")
 	flags.StringVar(&o.binary, "binary", "", "portcullis binary to measure (default: built from this tree)")
 	flags.StringVar(&o.cache, "cache", os.Getenv("PEERS_DIR"), "folder for peers that are fetched and built (default: $PEERS_DIR, else in the user's cache)")

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -54,6 +55,24 @@ func (m *run) profile(ctx context.Context) {
 			m.profiles = append(m.profiles, one)
 		}
 	}
+	if m.rig.options.pgo != "" {
+		if err := m.merge(ctx, m.rig.options.pgo); err != nil {
+			say("-pgo: %v", err)
+		}
+	}
+}
+
+// merge writes all profiles that were taken as one, as go build -pgo takes it.
+func (m *run) merge(ctx context.Context, file string) error {
+	taken, err := filepath.Glob(filepath.Join(m.rig.dir, "*.pprof"))
+	if err != nil || len(taken) == 0 {
+		return errors.Join(err, errors.New("no profile was taken"))
+	}
+	out, err := exec.CommandContext(ctx, "go", append([]string{"tool", "pprof", "-proto", "-output", file}, taken...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("go tool pprof: %w: %s", err, out)
+	}
+	return nil
 }
 
 func (m *run) profileOf(ctx context.Context, p peer, s scenario) (out profile, err error) {
