@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"time"
 
@@ -176,15 +177,19 @@ func (f *Follower) saveOnce(saved config.Version) (config.Version, error) {
 		complete = max(complete, revision)
 	}
 	err := f.cfg.Store.save(held.version, held.digest, keys, func(w *stateWriter) error {
+		var meanwhile pause
 		for i, r := range credentials {
 			credentials[i] = nil // a million are 64 MB
 			w.credentials(r)
+			meanwhile.next(1)
 		}
 		for e := range f.cfg.Revocations.All() {
 			w.revocation(e.Proto())
+			meanwhile.next(64)
 		}
 		for r := range held.checked.All() {
 			w.resource(r)
+			meanwhile.next(16)
 		}
 		w.finish(held.digest, held.signature, complete)
 		return nil
@@ -193,6 +198,17 @@ func (f *Follower) saveOnce(saved config.Version) (config.Version, error) {
 		return saved, err
 	}
 	return held.version, nil
+}
+
+// pause lets requests run in between: a goroutine that is not preempted keeps a
+// processor for 10 ms, and a node may have but one.
+type pause int
+
+func (p *pause) next(every int) {
+	if *p++; int(*p) >= every {
+		*p = 0
+		runtime.Gosched()
+	}
 }
 
 // mergeKeys adds the keys that signed what is still on disk to the current ones.

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"time"
 
@@ -92,7 +93,11 @@ func (s *stage) compile(affected config.Affected) {
 	if len(s.problems) > 0 {
 		return
 	}
-	for _, key := range affected.Routes {
+	for i, key := range affected.Routes {
+		if i%16 == 15 {
+			// Requests run in between: a node may have but one processor.
+			runtime.Gosched()
+		}
 		s.routes[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
 			compiled, err := s.route(key, resource.GetRoute())
