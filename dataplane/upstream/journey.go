@@ -11,6 +11,11 @@ import (
 	"portcullis.dev/portcullis/dataplane/http1"
 )
 
+// early is how much sooner than this node an upstream may find that the time is
+// over which it was told it has: that is in whole milliseconds, and it ends the
+// stream rather than answer.
+const early = 5 * time.Millisecond
+
 // journey is one request that may be sent more than once, or that must be told how
 // long it has. It belongs to the exchange's goroutine.
 type journey struct {
@@ -46,6 +51,9 @@ func (b *Backend) travel(e *exchange.Exchange, span context.Context, deadline ti
 	}
 	if j.body != nil {
 		j.body.off.Store(true)
+	}
+	if errors.Is(a.err, ErrUnavailable) && !errors.Is(a.err, errDial) && time.Until(deadline) < early {
+		a.err = fmt.Errorf("%w: %w", ErrTimeout, a.err)
 	}
 	return a
 }
