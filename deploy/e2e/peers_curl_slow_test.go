@@ -1,3 +1,5 @@
+//go:build slow
+
 package e2e_test
 
 import (
@@ -44,7 +46,7 @@ func goUpstream(t *testing.T) string {
 
 // curl, as people and scripts use it, speaks to a node in each of the ways that it
 // knows.
-func TestCurl(t *testing.T) {
+func TestSlowCurl(t *testing.T) {
 	tool(t, "curl")
 	k := newES256(t, "k1")
 	s := startSecured(t, cluster.Config{}, publicTo("go", goUpstream(t))+issuerWith(k)+
