@@ -23,7 +23,7 @@ const (
 	// A connection that is closed under a client that may still be sending first
 	// lets it read the answer: to close with unread bytes would reset it.
 	lingerTime  = 500 * time.Millisecond
-	lingerBytes = 256 << 10
+	lingerBytes = 16 << 20
 	// dozeAfter is how long a connection waits for its next request with its buffer
 	// at hand.
 	dozeAfter = 250 * time.Millisecond
