@@ -65,7 +65,6 @@ type conn struct {
 	ends    bool         // and whether it ends with it
 	block   []byte       // what has come of it
 	pieces  int
-	since   time.Time // when it began
 
 	// Owned by whoever has set flushing.
 	writeBy time.Time

@@ -304,7 +304,6 @@ func newEncoder(to *bytes.Buffer) *hpack.Encoder { return hpack.NewEncoder(to) }
 type spoken struct {
 	net.Conn
 	said *bytes.Reader
-	once sync.Once
 }
 
 func (s *spoken) Read(p []byte) (int, error)       { return s.said.Read(p) }
