@@ -242,7 +242,7 @@ func TestHTTP10(t *testing.T) {
 func TestCurl(t *testing.T) {
 	curl, err := exec.LookPath("curl")
 	if err != nil {
-		t.Skip("curl is not installed")
+		t.Skip("CURL IS NOT INSTALLED: the server is not tried with it")
 	}
 	f := proxy(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)

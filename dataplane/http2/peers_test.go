@@ -55,7 +55,7 @@ func peer(t *testing.T, name string, args ...string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		t.Skipf("%s is not installed: HTTP/2 is not tried against it", name)
+		t.Skipf("%s IS NOT INSTALLED: HTTP/2 is not tried against it", name)
 	}
 	out, err := exec.CommandContext(t.Context(), path, args...).CombinedOutput()
 	if err != nil {

@@ -125,7 +125,7 @@ func TestUnits(t *testing.T) {
 	}
 	verify, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		t.Skip("systemd-analyze is not installed: the units are not verified by what runs them")
+		t.Skip("SYSTEMD-ANALYZE IS NOT INSTALLED: the units are not verified by what runs them")
 	}
 	self, err := os.Executable()
 	if err != nil {
