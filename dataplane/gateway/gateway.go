@@ -184,24 +184,35 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	f.upstream = backend.Name
 	f.addIdentity(e)
 	f.propagate(e)
-	var web grpcweb.Call
-	translated := false
+	deadline := e.Received.Add(r.timeout)
+	var resp *exchange.Response
+	var err error
 	if backend.HTTP2() {
-		web, translated = grpcweb.Begin(&e.Request)
-	}
-	resp, err := backend.Do(e, f.context(e), e.Received.Add(r.timeout))
-	if translated {
-		web.Undo(&e.Request)
+		resp, err = f.translate(e, backend, deadline)
+	} else {
+		resp, err = backend.Do(e, f.context(e), deadline)
 	}
 	if err != nil {
 		return f.refuse(e, denialOf(err))
 	}
-	if translated {
-		web.Answer(resp)
-	}
 	f.g.streams.watch(e, f, resp)
 	e.Answer(resp)
 	return resp
+}
+
+// translate sends the request to a backend that speaks HTTP/2; what is gRPC-Web
+// goes there as gRPC, and its answer comes back as it was asked for.
+func (f *flight) translate(e *exchange.Exchange, backend *upstream.Backend, deadline time.Time) (*exchange.Response, error) {
+	web, ok := grpcweb.Begin(&e.Request)
+	resp, err := backend.Do(e, f.context(e), deadline)
+	if !ok {
+		return resp, err
+	}
+	web.Undo(&e.Request)
+	if err == nil {
+		web.Answer(resp)
+	}
+	return resp, err
 }
 
 // denialOf says which refusal an upstream's failure is. What went wrong exactly

@@ -131,8 +131,9 @@ func NewClientConn(conn net.Conn) *ClientConn {
 // connection that was idle is looked at first, however short that was: what the
 // upstream said unasked would be taken for the answer, and every answer behind it
 // for that of the request before. One that is not Alive is ErrUnsent. After an error the connection is closed and the request's body is not read any more;
-// after an answer the caller calls Finish once it has done with it.
-func (c *ClientConn) Do(call Call) (*exchange.Response, error) {
+// after an answer the caller calls Finish once it has done with it. call is the
+// caller's again when Do returns.
+func (c *ClientConn) Do(call *Call) (*exchange.Response, error) {
 	c.begin(call)
 	resp, err := c.do()
 	if err != nil {
@@ -147,8 +148,8 @@ func (c *ClientConn) Do(call Call) (*exchange.Response, error) {
 	return resp, nil
 }
 
-func (c *ClientConn) begin(call Call) {
-	c.call = call
+func (c *ClientConn) begin(call *Call) {
+	c.call = *call
 	c.ended, c.closed, c.headCame, c.bodyError = false, false, false, nil
 	c.left = 0
 }

@@ -63,14 +63,14 @@ func socketPair(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-func callFor(method string) Call {
-	return Call{
+func callFor(method string) *Call {
+	return &Call{
 		Context: context.Background(), Now: time.Now(), Deadline: time.Now().Add(patience),
 		Request: &exchange.Request{Method: method, Path: "/a", Authority: "api.example.com"},
 	}
 }
 
-func answer(t *testing.T, c *ClientConn, call Call) (status int, body string, err error) {
+func answer(t *testing.T, c *ClientConn, call *Call) (status int, body string, err error) {
 	t.Helper()
 	resp, err := c.Do(call)
 	if err != nil {

@@ -36,7 +36,7 @@ func forwardTo(addr string) func(e *exchange.Exchange) *exchange.Response {
 			return plain(http.StatusBadGateway, err.Error())
 		}
 		c := NewClientConn(nc)
-		resp, err := c.Do(Call{Context: e.Context, Request: &e.Request, Now: time.Now(), Deadline: time.Now().Add(patience)})
+		resp, err := c.Do(&Call{Context: e.Context, Request: &e.Request, Now: time.Now(), Deadline: time.Now().Add(patience)})
 		if err != nil {
 			return plain(http.StatusBadGateway, err.Error())
 		}

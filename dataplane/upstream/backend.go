@@ -86,7 +86,7 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 	}
 	var a attempt
 	if b.direct && !grpc {
-		a, ended = b.ask(e, span, deadline, began)
+		ended = b.ask(&a, e, span, deadline, began)
 	} else {
 		a = b.travel(e, span, deadline, grpc)
 		ended = time.Now()
@@ -101,35 +101,58 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 	return a.resp, nil
 }
 
+// asking is what ask needs. It is pooled, since on the stack it would make that of
+// every connection grow to twice its size, for as long as it idles.
+type asking struct {
+	call  http1.Call
+	tried [maxAttempts]*endpoint
+	body  *[smallBody]byte // nil unless the request has a small one
+}
+
+var askings = sync.Pool{New: func() any { return new(asking) }}
+
 // ask sends the request as it stands, to others as long as none can be connected
 // to. It gets and returns the time, which costs more to read than much of what
 // depends on it. It allocates nothing.
-func (b *Backend) ask(e *exchange.Exchange, span context.Context, deadline, now time.Time) (attempt, time.Time) {
-	call := http1.Call{Context: span, Request: &e.Request, Deadline: deadline, Idle: b.idle}
+func (b *Backend) ask(a *attempt, e *exchange.Exchange, span context.Context, deadline, now time.Time) time.Time {
+	w := askings.Get().(*asking)
+	defer w.free()
+	w.call.Context, w.call.Request, w.call.Deadline, w.call.Idle = span, &e.Request, deadline, b.idle
 	if there(&e.Request.Body) {
-		buffer := bodies.Get().(*[smallBody]byte)
-		defer bodies.Put(buffer)
-		call.Body, call.Whole = buffer[:e.Request.Body.Length], true
-		if _, err := io.ReadFull(e.Request.Body.Reader, call.Body); err != nil {
-			return attempt{err: fmt.Errorf("read request body: %w", err)}, time.Now()
+		if a.err = w.take(&e.Request.Body); a.err != nil {
+			return time.Now()
 		}
 	}
-	var memory [maxAttempts]*endpoint
-	tried := memory[:0]
-	a := attempt{err: errNobody}
-	for len(tried) < maxAttempts {
+	a.err = errNobody
+	for tried := range w.tried {
 		var ep *endpoint
-		if ep, now = b.pick(e, span, deadline, tried, now); ep == nil {
+		if ep, now = b.pick(e, span, deadline, w.tried[:tried], now); ep == nil {
 			break
 		}
-		tried = append(tried, ep)
-		a = attempt{ep: ep}
-		call.Now = now
-		if a.resp, a.done, now, a.err = ep.try(call); !undialled(a.err) || errors.Is(a.err, ErrTimeout) {
+		w.tried[tried], a.ep, w.call.Now = ep, ep, now
+		if a.resp, a.done, now, a.err = ep.try(&w.call); !undialled(a.err) || errors.Is(a.err, ErrTimeout) {
 			break
 		}
 	}
-	return a, now
+	return now
+}
+
+// take reads a body that is there.
+func (w *asking) take(body *exchange.Body) error {
+	w.body = bodies.Get().(*[smallBody]byte)
+	w.call.Body, w.call.Whole = w.body[:body.Length], true
+	if _, err := io.ReadFull(body.Reader, w.call.Body); err != nil {
+		return fmt.Errorf("read request body: %w", err)
+	}
+	return nil
+}
+
+func (w *asking) free() {
+	if w.body != nil {
+		bodies.Put(w.body)
+	}
+	*w = asking{}
+	askings.Put(w)
 }
 
 // pick chooses the endpoint for an exchange, other than those tried; nil when

@@ -38,11 +38,12 @@ type endpoint struct {
 // roundTripper speaks one protocol to one endpoint and owns the connections to
 // it. It is safe for concurrent use.
 type roundTripper interface {
-	// roundTrip sends a request and returns the head of the answer. done ends the
+	// roundTrip sends a request and returns the head of the answer. call is the
+	// caller's again when it returns. done ends the
 	// exchange and is called exactly once, when nobody uses the response any more; its
 	// argument may be nil, and is that of Exchange.Done. Errors are those of
 	// http1.ClientConn.Do, or wrap errDial.
-	roundTrip(call http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), err error)
+	roundTrip(call *http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), err error)
 	// closeIdle closes the connections that carry no request.
 	closeIdle()
 	// retire is closeIdle, and from then on keeps no connection.

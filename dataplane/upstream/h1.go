@@ -61,8 +61,8 @@ func newHTTP1(dial func(context.Context, string, string) (net.Conn, error), at l
 // roundTrip implements roundTripper. A connection that was idle may have been
 // closed by the upstream in this moment; the request goes out anew on a fresh one
 // when it was certainly not processed, or may be processed twice.
-func (t *http1Trip) roundTrip(call http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
-	for c := t.take(&call); c != nil; c = t.take(&call) {
+func (t *http1Trip) roundTrip(call *http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
+	for c := t.take(call); c != nil; c = t.take(call) {
 		resp, err := c.Do(call)
 		if err == nil {
 			return resp, c.done, nil
@@ -71,12 +71,12 @@ func (t *http1Trip) roundTrip(call http1.Call) (*exchange.Response, func(*exchan
 		if errors.Is(err, http1.ErrUnsent) {
 			continue
 		}
-		if !again(&call, err) {
+		if !again(call, err) {
 			return nil, nil, err
 		}
 		break
 	}
-	c, err := t.open(&call)
+	c, err := t.open(call)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -78,17 +78,17 @@ func newHTTP2(dial func(context.Context, string, string) (net.Conn, error), at l
 // roundTrip implements roundTripper. A request that a connection certainly did
 // not process (REFUSED_STREAM, or beyond the last stream of a GOAWAY) is sent on
 // another, unless its body has been read.
-func (t *http2Trip) roundTrip(call http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
+func (t *http2Trip) roundTrip(call *http1.Call) (*exchange.Response, func(*exchange.Exchange), error) {
 	if call.Request.Upgrade != "" {
 		// HTTP/2 has no Upgrade (RFC 9113, 8.6), and few servers extended CONNECT.
 		return nil, nil, fmt.Errorf("%w: it speaks HTTP/2, which cannot switch to %s", http1.ErrAnswer, call.Request.Upgrade)
 	}
 	for refusals := 0; ; refusals++ {
-		c, err := t.take(&call)
+		c, err := t.take(call)
 		if err != nil {
 			return nil, nil, err
 		}
-		trip := newTrip(&call, t.at.scheme, t.at.host)
+		trip := newTrip(call, t.at.scheme, t.at.host)
 		resp, err := trip.do(c)
 		if err == nil {
 			return resp, trip.done, nil

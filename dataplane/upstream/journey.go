@@ -129,7 +129,7 @@ func (j *journey) connect() attempt {
 		a = attempt{ep: ep}
 		// The time that is left is another each time.
 		call := j.call(j.span, &j.e.Request)
-		if a.resp, a.done, _, a.err = ep.try(call); a.err == nil || !undialled(a.err) || !time.Now().Before(j.deadline) {
+		if a.resp, a.done, _, a.err = ep.try(&call); a.err == nil || !undialled(a.err) || !time.Now().Before(j.deadline) {
 			return a
 		}
 	}

@@ -122,7 +122,7 @@ func (r *race) start(over func()) bool {
 			}
 			r.deliver(a)
 		}()
-		a.resp, a.done, _, a.err = ep.try(call)
+		a.resp, a.done, _, a.err = ep.try(&call)
 	}()
 	return true
 }

@@ -12,7 +12,7 @@ import (
 // try is one attempt on one endpoint, at call.Now, and returns when it had an answer
 // or failed. Whoever gets a response calls done and then
 // ep.end, in the order in which Exchange.Done does, or both in any other.
-func (ep *endpoint) try(call http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), now time.Time, err error) {
+func (ep *endpoint) try(call *http1.Call) (resp *exchange.Response, done func(*exchange.Exchange), now time.Time, err error) {
 	ep.begin()
 	resp, done, err = ep.protocol.roundTrip(call)
 	now = time.Now()
