@@ -4,7 +4,8 @@
 // the configuration, so that every node shows the same certificate and answers
 // every challenge.
 //
-// It owns the schedule, the accounts and the orders. It must not know how nodes
+// It owns the schedule, by the authority's suggestions (RFC 9773) where it makes
+// some, the accounts and the orders. It must not know how nodes
 // serve, how the store writes, or what else is configured: it is handed the
 // Certificates and functions to write and to wait.
 //
@@ -17,13 +18,12 @@ package acme
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
@@ -92,8 +92,9 @@ type Config struct {
 // claim lets one of them order.
 type Keeper struct {
 	cfg Config
-	// slots bounds the orders at once.
-	slots chan struct{}
+	// orders and questions bound what runs at once: an authority that is slow to say
+	// when to renew keeps no order waiting.
+	orders, questions chan struct{}
 	// ended is ready when an order has ended.
 	ended chan struct{}
 
@@ -102,7 +103,9 @@ type Keeper struct {
 	// to another or to better times.
 	working map[config.Key]bool
 	blocked map[config.Key]time.Time
-	alarms  alarms
+	// When the authority is asked about a certificate again.
+	asked  map[config.Key]remembered
+	alarms alarms
 }
 
 // New makes a Keeper; Run keeps.
@@ -120,16 +123,17 @@ func New(cfg Config) *Keeper {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Keeper{
-		cfg: cfg, slots: make(chan struct{}, maxOrders), ended: make(chan struct{}, 1),
-		working: map[config.Key]bool{}, blocked: map[config.Key]time.Time{}, alarms: alarms{raised: map[config.Key]time.Time{}},
+		cfg: cfg, orders: make(chan struct{}, maxOrders), questions: make(chan struct{}, maxQuestions), ended: make(chan struct{}, 1),
+		working: map[config.Key]bool{}, blocked: map[config.Key]time.Time{}, asked: map[config.Key]remembered{},
+		alarms: alarms{raised: map[config.Key]time.Time{}},
 	}
 }
 
 // Run orders what is due until ctx ends, and returns when the last order has
 // ended.
 func (k *Keeper) Run(ctx context.Context) error {
-	var orders sync.WaitGroup
-	defer orders.Wait()
+	var work sync.WaitGroup
+	defer work.Wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -140,13 +144,14 @@ func (k *Keeper) Run(ctx context.Context) error {
 		case <-k.cfg.Changed:
 		case <-k.ended:
 		}
-		timer.Reset(k.round(ctx, &orders, time.Now()))
+		timer.Reset(k.round(ctx, &work, time.Now()))
 	}
 }
 
-// round starts an order for each certificate that is due and returns how long none
-// will be.
-func (k *Keeper) round(ctx context.Context, orders *sync.WaitGroup, now time.Time) time.Duration {
+// round starts an order for each certificate that is due, and a question for each
+// about which the authority is to be asked, and returns how long there will be
+// neither.
+func (k *Keeper) round(ctx context.Context, work *sync.WaitGroup, now time.Time) time.Duration {
 	next := idle
 	sources := k.cfg.Sources()
 	k.look(ctx, sources, now)
@@ -157,17 +162,27 @@ func (k *Keeper) round(ctx context.Context, orders *sync.WaitGroup, now time.Tim
 			delete(k.blocked, key)
 		}
 	}
+	for key, asked := range k.asked {
+		// What is not remembered is due: so is a question whose time has come.
+		if !asked.at.After(now) {
+			delete(k.asked, key)
+		}
+	}
 	for _, source := range sources {
 		if source.Certificate.GetAcme() == nil || k.working[source.Key] {
 			continue
 		}
-		wait := max(due(source, now), k.blocked[source.Key].Sub(now))
-		if wait > 0 {
+		wait := due(source, now)
+		ask := wait > 0
+		if ask {
+			wait = min(wait, k.untilAsk(source, now))
+		}
+		if wait = max(wait, k.blocked[source.Key].Sub(now)); wait > 0 {
 			next = min(next, wait)
 			continue
 		}
 		k.working[source.Key] = true
-		orders.Go(func() { k.work(ctx, source.Key) })
+		work.Go(func() { k.work(ctx, source, ask) })
 	}
 	return max(next, 10*time.Millisecond)
 }
@@ -181,14 +196,14 @@ func due(source Source, now time.Time) time.Duration {
 	return source.Issued.RefreshAt.AsTime().Sub(now)
 }
 
-// work orders one certificate, unless another replica is at it.
-func (k *Keeper) work(ctx context.Context, key config.Key) {
+// work orders one certificate or asks when to, unless another replica is at it.
+func (k *Keeper) work(ctx context.Context, source Source, ask bool) {
 	var pause time.Duration
 	defer func() {
 		k.mu.Lock()
-		delete(k.working, key)
+		delete(k.working, source.Key)
 		if pause > 0 {
-			k.blocked[key] = time.Now().Add(pause)
+			k.blocked[source.Key] = time.Now().Add(pause)
 		}
 		k.mu.Unlock()
 		select {
@@ -196,31 +211,52 @@ func (k *Keeper) work(ctx context.Context, key config.Key) {
 		default:
 		}
 	}()
+	slots := k.orders
+	if ask {
+		slots = k.questions
+	}
 	select {
-	case k.slots <- struct{}{}:
-		defer func() { <-k.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return
 	}
-	log := k.cfg.Log.With("workspace", key.Workspace, "certificate", key.Name)
-	mine, release, err := k.claim(ctx, key)
-	if err != nil {
-		if !errors.Is(err, store.ErrExists) && ctx.Err() == nil {
-			log.Warn("acme: claiming the order failed; trying again", "error", err)
-		}
-		pause = k.cfg.Claim
+	log := k.cfg.Log.With("workspace", source.Key.Workspace, "certificate", source.Key.Name)
+	err := k.claimed(ctx, source, ask, log)
+	if err == nil || ctx.Err() != nil {
 		return
+	}
+	pause = k.cfg.Claim
+	if !errors.Is(err, store.ErrExists) {
+		log.Warn("acme: what was to be done was broken off; trying again", "error", err)
+	}
+}
+
+// claimed does the work under the claim; store.ErrExists when that is another's.
+func (k *Keeper) claimed(ctx context.Context, source Source, ask bool, log *slog.Logger) error {
+	if ask {
+		// Most of what a replica does not know has been settled by another, or before it
+		// was started: no claim is needed to see that.
+		if settled, err := k.settled(ctx, source); settled || err != nil {
+			return err
+		}
+	}
+	mine, release, err := k.claim(ctx, source.Key)
+	if err != nil {
+		return fmt.Errorf("claiming it: %w", err)
 	}
 	defer release()
 	// As of now: what this replica saw last may be what another has just renewed.
-	source, ok, err := k.cfg.Find(mine, key)
-	if err == nil && ok && source.Certificate.GetAcme() != nil && due(source, time.Now()) <= 0 {
-		err = k.renew(mine, source, log)
+	source, ok, err := k.cfg.Find(mine, source.Key)
+	switch {
+	case err != nil || !ok || source.Certificate.GetAcme() == nil:
+		return err
+	case due(source, time.Now()) <= 0:
+		return k.renew(mine, source, log)
+	case ask && source.Issued.Failures == 0:
+		return k.ask(mine, source, log)
 	}
-	if err != nil && ctx.Err() == nil {
-		log.Warn("acme: an order was broken off; trying again", "error", err)
-		pause = k.cfg.Claim
-	}
+	return nil
 }
 
 // renew orders, and writes what came of it. Its error says that this could not be
@@ -229,7 +265,8 @@ func (k *Keeper) renew(ctx context.Context, source Source, log *slog.Logger) err
 	spec := source.Certificate.GetAcme()
 	log.Info("acme: ordering a certificate", "hostnames", spec.Hostnames, "directory", directoryOf(spec))
 	bounded, cancel := context.WithTimeout(ctx, orderTimeout)
-	issued, err := (&order{Keeper: k, source: source}).run(bounded)
+	o := &order{Keeper: k, source: source}
+	issued, err := o.run(bounded)
 	cancel()
 	switch {
 	case errors.Is(err, errMoved):
@@ -244,67 +281,12 @@ func (k *Keeper) renew(ctx context.Context, source Source, log *slog.Logger) err
 		_, err = k.write(ctx, source, issued, "acme: failed")
 	default:
 		log.Info("acme: a certificate was issued", "hostnames", spec.Hostnames, "refresh_at", issued.RefreshAt.AsTime())
-		_, err = k.write(ctx, source, issued, "acme: issued")
+		if _, err = k.write(ctx, source, issued, "acme: issued"); err == nil {
+			k.appoint(ctx, Source{Key: source.Key, Issued: issued}, o.askIn)
+		}
 	}
 	if errors.Is(err, errMoved) {
 		return nil
 	}
 	return err
-}
-
-// failed is what is written when an order failed: the last certificate stays.
-func (k *Keeper) failed(source Source, cause error, now time.Time) *configv1.IssuedCertificate {
-	spec := source.Certificate.GetAcme()
-	issued := &configv1.IssuedCertificate{}
-	if source.Issued != nil {
-		issued = proto.CloneOf(source.Issued)
-	}
-	if !proto.Equal(issued.Ordered, spec) {
-		issued.Failures = 0
-	}
-	wait := k.cfg.Backoff
-	for range issued.Failures {
-		wait = min(2*wait, maxBackoff)
-	}
-	if limited(cause) {
-		wait = max(wait, rateLimited)
-	}
-	issued.Failures++
-	issued.Problem, issued.Ordered, issued.Challenges = explain(cause), proto.CloneOf(spec), nil
-	issued.RefreshAt = timestamppb.New(now.Add(jitter(wait)))
-	return issued
-}
-
-// jitter spreads a time over ±20 %, so that what failed together is not tried
-// together.
-func jitter(d time.Duration) time.Duration { return d*4/5 + rand.N(d*2/5+1) }
-
-// errMoved: the Certificate does not ask any more for what was ordered.
-var errMoved = errors.New("acme: the Certificate has changed")
-
-// writeTries is how often a write is tried: a certificate that was issued and is
-// lost would count against the authority's limits.
-const writeTries = 5
-
-func (k *Keeper) write(ctx context.Context, source Source, issued *configv1.IssuedCertificate, reason string) (config.Version, error) {
-	for try := 1; ; try++ {
-		version, held, err := k.cfg.Write(ctx, source, issued, reason)
-		switch {
-		case err == nil && !held:
-			return version, errMoved
-		case err == nil || try == writeTries || refused(err):
-			return version, err
-		}
-		select {
-		case <-ctx.Done():
-			return version, err
-		case <-time.After(time.Second << (try - 1)):
-		}
-	}
-}
-
-// refused says that a write will not succeed by being tried again.
-func refused(err error) bool {
-	var problems config.Problems
-	return errors.As(err, &problems) || errors.Is(err, store.ErrClosed) || errors.Is(err, store.ErrTooLarge)
 }

@@ -42,8 +42,8 @@ func directoryOf(spec *configv1.ACME) string {
 	return spec.Directory
 }
 
-// connect prepares the protocol's client for one order.
-func (o *order) connect(spec *configv1.ACME) (client *acme.Client, closeIdle func(), err error) {
+// connect prepares the protocol's client for one order or question.
+func (k *Keeper) connect(spec *configv1.ACME) (client *acme.Client, closeIdle func(), err error) {
 	directory, err := url.Parse(directoryOf(spec))
 	if err != nil || directory.Scheme != "https" || directory.Host == "" || directory.User != nil || directory.Fragment != "" {
 		return nil, nil, fmt.Errorf("directory %q: expected https://host/path without user and fragment", directoryOf(spec))
@@ -53,7 +53,7 @@ func (o *order) connect(spec *configv1.ACME) (client *acme.Client, closeIdle fun
 		return nil, nil, err
 	}
 	transport := &http.Transport{
-		DialContext: outbound.Dial(o.cfg.AllowLoopback, requestTimeout), TLSClientConfig: secure, ForceAttemptHTTP2: true,
+		DialContext: outbound.Dial(k.cfg.AllowLoopback, requestTimeout), TLSClientConfig: secure, ForceAttemptHTTP2: true,
 		TLSHandshakeTimeout: requestTimeout, MaxResponseHeaderBytes: 64 << 10, MaxIdleConns: 2,
 	}
 	// The library remembers directories by their URL, for the whole process: what one

@@ -3,6 +3,7 @@ package acme
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/http"
@@ -14,6 +15,7 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"portcullis.dev/portcullis/controlplane/acme/acmetest"
 	"portcullis.dev/portcullis/controlplane/store"
@@ -350,6 +352,81 @@ func TestRenewsBeforeExpiry(t *testing.T) {
 	// Not before it was due; how long after is the machine's to say.
 	if second.IssuedAt.AsTime().Before(first.RefreshAt.AsTime()) {
 		t.Errorf("renewed at %s, before %s", second.IssuedAt.AsTime(), first.RefreshAt.AsTime())
+	}
+}
+
+// ripe has the question of when to renew asked by whoever comes next.
+func (w *world) ripe(chain string) {
+	w.t.Helper()
+	value, err := json.Marshal(appointment{Certificate: identifier(leafOf(chain)), At: time.Now().Add(-time.Second)})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	if _, err := w.items.Items("locks").Put(w.t.Context(), "renewal/shop/site", value, store.Write{At: store.Overwrite}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// An authority that is about to revoke moves the window: one of the replicas asks
+// when it is time to, over a restart of all, and orders at once, saying what for.
+func TestRenewsEarlyWhenTheAuthorityMovesTheWindow(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 90*24*time.Hour)
+	stop := w.replica("control-1", nil)
+	first := w.until("a certificate", usable)
+	if at, window := first.RefreshAt.AsTime(), first.Suggested; window == nil || at.Before(window.Start.AsTime()) || at.After(window.End.AsTime()) {
+		t.Errorf("to be renewed at %s, suggested is %v", at, window)
+	}
+	stop()
+	if n := w.authority.Questions.Load(); n != 1 {
+		t.Errorf("asked %d times, want once, with the certificate", n)
+	}
+	item, err := w.items.Items("locks").Get(t.Context(), "renewal/shop/site")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var next appointment
+	// Pebble says 6 h.
+	if err := json.Unmarshal(item.Value, &next); err != nil || time.Until(next.At) < 5*time.Hour || time.Until(next.At) > 6*time.Hour {
+		t.Errorf("asked again in %s, %v", time.Until(next.At), err)
+	}
+	suggest := func(from, to time.Duration) {
+		w.authority.Suggest(t, first.Certificate, fmt.Sprintf(`{"suggestedWindow": {"start": %q, "end": %q}, "explanationURL": "https://ca.example/why"}`,
+			time.Now().Add(from).Format(time.RFC3339), time.Now().Add(to).Format(time.RFC3339)))
+	}
+	// It has a reason, which operators read.
+	suggest(24*time.Hour, 48*time.Hour)
+	w.ripe(first.Certificate)
+	stop = w.replica("control-1", nil)
+	moved := w.until("an earlier time", func(i *configv1.IssuedCertificate) bool { return !proto.Equal(i.RefreshAt, first.RefreshAt) })
+	if in := time.Until(moved.RefreshAt.AsTime()); in < 23*time.Hour || in > 48*time.Hour || moved.Suggested.ExplanationUrl != "https://ca.example/why" || moved.Certificate != first.Certificate {
+		t.Errorf("to be renewed in %s, %v", in, moved.Suggested)
+	}
+	stop()
+	// What an authority says of a certificate that it revokes.
+	suggest(-time.Hour, -time.Hour/2)
+	w.ripe(first.Certificate)
+	// It is no new one, which would be kept for a while.
+	w.edit(func() {
+		w.issued = proto.CloneOf(w.issued)
+		w.issued.IssuedAt = timestamppb.New(time.Now().Add(-7 * time.Hour))
+	})
+	for i := range 3 {
+		w.replica(fmt.Sprintf("control-%d", i+1), nil)
+	}
+	second := w.until("another certificate", func(i *configv1.IssuedCertificate) bool { return usable(i) && i.Certificate != first.Certificate })
+	if second.RefreshAt.AsTime().Before(time.Now().Add(24 * time.Hour)) {
+		t.Errorf("renewed again at %s", second.RefreshAt.AsTime())
+	}
+	if got, want := w.authority.Replaces(), identifier(leafOf(first.Certificate)); got != want {
+		t.Errorf("ordered in place of %q, want %q", got, want)
+	}
+	// With the first, for the reason, for the revocation, and with the second.
+	if n := w.authority.Questions.Load(); n != 4 {
+		t.Errorf("asked %d times, want 4 times", n)
+	}
+	if n := w.count("acme: issued"); n != 2 {
+		t.Errorf("issued %d times, want twice", n)
 	}
 }
 

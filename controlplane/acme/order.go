@@ -9,7 +9,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	mathrand "math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +28,8 @@ type order struct {
 
 	client  *acme.Client
 	account acme.Account
+	// askIn is how long the authority is left alone about the new certificate.
+	askIn time.Duration
 }
 
 // run orders and returns what is to be written. errMoved when the Certificate does
@@ -196,13 +197,15 @@ func (o *order) finalize(ctx context.Context, placed acme.Order, spec *configv1.
 	if err != nil {
 		return nil, err
 	}
-	return &configv1.IssuedCertificate{
+	issued := &configv1.IssuedCertificate{
 		Certificate: chain,
 		PrivateKey:  string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})),
 		IssuedAt:    timestamppb.Now(),
-		RefreshAt:   timestamppb.New(refreshAt(leaf, chains[0].RenewalInfo)),
 		Ordered:     proto.CloneOf(spec),
-	}, nil
+	}
+	schedule(issued, leaf, chains[0].RenewalInfo)
+	o.askIn = askIn(chains[0].RenewalInfo, nil, issued.Suggested != nil, time.Now())
+	return issued, nil
 }
 
 // maxChain bounds a chain, in bytes of PEM.
@@ -243,18 +246,6 @@ func vet(answer []byte, key *ecdsa.PrivateKey, hostnames []string, now time.Time
 		}
 	}
 	return chain.String(), leaf, nil
-}
-
-// refreshAt is when to order again: when the authority suggests (RFC 9773), or
-// when two thirds of the lifetime are over, up to a twentieth earlier so that what
-// was issued together is not renewed together.
-func refreshAt(leaf *x509.Certificate, info *acme.RenewalInfo) time.Time {
-	lifetime := leaf.NotAfter.Sub(leaf.NotBefore)
-	if info != nil && info.HasWindow() &&
-		info.SelectedTime.After(leaf.NotBefore.Add(lifetime/10)) && info.SelectedTime.Before(leaf.NotAfter.Add(-lifetime/10)) {
-		return info.SelectedTime
-	}
-	return leaf.NotBefore.Add(lifetime*2/3 - mathrand.N(lifetime/20+1))
 }
 
 // wellFormed says whether a token is one that a node may answer to (RFC 8555, 8.1).

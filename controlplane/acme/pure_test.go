@@ -71,25 +71,6 @@ func TestVet(t *testing.T) {
 	}
 }
 
-// Whatever an authority suggests, a certificate is renewed well inside its life.
-func TestRefreshIsInsideTheLifetime(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		from := time.Unix(rapid.Int64Range(0, 1<<32).Draw(t, "from"), 0)
-		lifetime := time.Duration(rapid.Int64Range(int64(time.Second), int64(400*24*time.Hour)).Draw(t, "lifetime"))
-		leaf := &x509.Certificate{NotBefore: from, NotAfter: from.Add(lifetime)}
-		var info *acme.RenewalInfo
-		if rapid.Bool().Draw(t, "suggested") {
-			at := from.Add(time.Duration(rapid.Int64Range(-int64(lifetime), 2*int64(lifetime)).Draw(t, "at")))
-			info = &acme.RenewalInfo{SelectedTime: at}
-			info.SuggestedWindow.Start, info.SuggestedWindow.End = at, at.Add(time.Hour)
-		}
-		at := refreshAt(leaf, info)
-		if at.Before(from.Add(lifetime/10)) || at.After(from.Add(lifetime*9/10)) {
-			t.Fatalf("%s into a lifetime of %s", at.Sub(from), lifetime)
-		}
-	})
-}
-
 func TestDue(t *testing.T) {
 	now := time.Now()
 	spec := &configv1.ACME{Hostnames: []string{"a.example"}, TermsAgreed: true}

@@ -76,7 +76,7 @@ func certificateStatus(key config.Key, spec *configv1.ACME, current config.Check
 	}
 	issued := resource.GetIssuedCertificate()
 	status.IssuedAt, status.RefreshAt, status.Problem = issued.IssuedAt, issued.RefreshAt, issued.Problem
-	status.Failures, status.Ordering = issued.Failures, len(issued.Challenges) > 0
+	status.Failures, status.Ordering, status.Suggested = issued.Failures, len(issued.Challenges) > 0, issued.Suggested
 	if at := acme.Expiry(issued.Certificate); !at.IsZero() {
 		status.ExpiresAt = timestamppb.New(at)
 	}

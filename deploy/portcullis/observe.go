@@ -82,8 +82,11 @@ func printCertificates(w io.Writer, certificates []*adminv1.CertificateStatus, n
 	}
 	for _, one := range certificates {
 		next := ahead(one.RefreshAt)
-		if one.Ordering {
+		switch {
+		case one.Ordering:
 			next = "now"
+		case one.GetSuggested().GetExplanationUrl() != "":
+			next += ", see " + one.Suggested.ExplanationUrl
 		}
 		row(w, one.Workspace+"/"+one.Name, strings.Join(one.Hostnames, ","), ahead(one.ExpiresAt), next, one.Problem)
 	}
@@ -272,6 +275,9 @@ func (c *cli) printStatus(cmd *cobra.Command, resp *adminv1.StatusResponse) erro
 			if at != nil {
 				one[name] = at.AsTime()
 			}
+		}
+		if window := certificate.Suggested; window != nil {
+			one["suggested"] = map[string]any{"start": window.Start.AsTime(), "end": window.End.AsTime(), "explanationUrl": window.ExplanationUrl}
 		}
 		certificates = append(certificates, one)
 	}

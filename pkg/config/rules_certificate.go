@@ -192,6 +192,9 @@ func (r *report) issuedCertificate(i *configv1.IssuedCertificate) {
 	}
 	r.timestamp("spec.issuedAt", i.GetIssuedAt())
 	r.timestamp("spec.refreshAt", i.GetRefreshAt())
+	r.timestamp("spec.suggested.start", i.GetSuggested().GetStart())
+	r.timestamp("spec.suggested.end", i.GetSuggested().GetEnd())
+	r.text("spec.suggested.explanationUrl", i.GetSuggested().GetExplanationUrl(), 4096)
 	r.text("spec.problem", i.GetProblem(), 4096)
 	if n := len(i.GetChallenges()); n > maxChallenges {
 		r.fail("spec.challenges", "has %d entries: expected at most %d", n, maxChallenges)

@@ -4,7 +4,10 @@
 package acmetest
 
 import (
+	"bytes"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
 	"io"
 	"log"
@@ -32,10 +35,13 @@ type Authority struct {
 	Directory, CA string
 	// Roots vouch for what it issues.
 	Roots *x509.CertPool
-	// Requests counts what it was asked.
-	Requests atomic.Int64
+	// Requests counts what it was asked, Questions those of them that asked when to
+	// renew a certificate.
+	Requests, Questions atomic.Int64
 
-	down atomic.Bool
+	down     atomic.Bool
+	store    *db.MemoryStore
+	replaced atomic.Pointer[string]
 }
 
 // Leak is what an authority leaves behind: its validator never ends.
@@ -59,7 +65,7 @@ func Start(t testing.TB, httpPort int, lifetime time.Duration) *Authority {
 	issuer := ca.New(quiet, store, "", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: uint64(lifetime / time.Second)}})
 	validator := va.New(quiet, httpPort, 0, true, resolver(t), store)
 	front := wfe.New(quiet, store, validator, issuer, true, false, 1, 1)
-	a := &Authority{Roots: x509.NewCertPool()}
+	a := &Authority{Roots: x509.NewCertPool(), store: store}
 	handler := front.Handler()
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		a.Requests.Add(1)
@@ -67,6 +73,7 @@ func Start(t testing.TB, httpPort int, lifetime time.Duration) *Authority {
 			http.Error(w, "down for maintenance", http.StatusServiceUnavailable)
 			return
 		}
+		a.note(w, r)
 		handler.ServeHTTP(w, r)
 	}))
 	server.Config.ErrorLog = quiet
@@ -81,6 +88,61 @@ func Start(t testing.TB, httpPort int, lifetime time.Duration) *Authority {
 
 // SetDown has every request refused, or none.
 func (a *Authority) SetDown(down bool) { a.down.Store(down) }
+
+// Suggest sets the answer to when the first certificate of a chain is to be renewed,
+// which says nothing of when to ask again.
+func (a *Authority) Suggest(t testing.TB, chain, answer string) {
+	t.Helper()
+	if err := a.store.SetARIResponse(leafOf(t, chain).SerialNumber, answer); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Replaces is which certificate the newest order that named one replaces (RFC 9773,
+// 5); empty when none did.
+func (a *Authority) Replaces() string {
+	if id := a.replaced.Load(); id != nil {
+		return *id
+	}
+	return ""
+}
+
+// note looks at a request without consuming it.
+func (a *Authority) note(w http.ResponseWriter, r *http.Request) {
+	if strings.Contains(r.URL.Path, "/renewalInfo/") {
+		a.Questions.Add(1)
+		// Pebble gives an answer that was set no type of its own.
+		w.Header().Set("Content-Type", "application/json")
+		return
+	}
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	r.Body = io.NopCloser(bytes.NewReader(body))
+	var signed struct{ Payload string }
+	var order struct{ Replaces string }
+	if json.Unmarshal(body, &signed) != nil {
+		return
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(signed.Payload)
+	if err == nil && json.Unmarshal(payload, &order) == nil && order.Replaces != "" {
+		a.replaced.Store(&order.Replaces)
+	}
+}
+
+func leafOf(t testing.TB, chain string) *x509.Certificate {
+	t.Helper()
+	block, _ := pem.Decode([]byte(chain))
+	if block == nil {
+		t.Fatal("no certificate")
+	}
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leaf
+}
 
 // resolver serves DNS and returns its address.
 func resolver(t testing.TB) string {

@@ -1537,7 +1537,10 @@ type CertificateStatus struct {
 	// How many have failed one after the other.
 	Failures uint32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
 	// An order is running: nodes answer its challenges.
-	Ordering      bool `protobuf:"varint,9,opt,name=ordering,proto3" json:"ordering,omitempty"`
+	Ordering bool `protobuf:"varint,9,opt,name=ordering,proto3" json:"ordering,omitempty"`
+	// The window that the authority suggests; refresh_at is drawn from it. Unset when it
+	// suggests none of use.
+	Suggested     *v1.RenewalWindow `protobuf:"bytes,10,opt,name=suggested,proto3" json:"suggested,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1633,6 +1636,13 @@ func (x *CertificateStatus) GetOrdering() bool {
 		return x.Ordering
 	}
 	return false
+}
+
+func (x *CertificateStatus) GetSuggested() *v1.RenewalWindow {
+	if x != nil {
+		return x.Suggested
+	}
+	return nil
 }
 
 type IssuerStatus struct {
@@ -2959,7 +2969,7 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"\vrevocations\x18\x05 \x01(\x03R\vrevocations\x12 \n" +
 	"\vcredentials\x18\x06 \x01(\x03R\vcredentials\x12\x1a\n" +
 	"\breplicas\x18\a \x03(\tR\breplicas\x12J\n" +
-	"\fcertificates\x18\b \x03(\v2&.portcullis.admin.v1.CertificateStatusR\fcertificates\"\xe4\x02\n" +
+	"\fcertificates\x18\b \x03(\v2&.portcullis.admin.v1.CertificateStatusR\fcertificates\"\xa7\x03\n" +
 	"\x11CertificateStatus\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x1c\n" +
@@ -2971,7 +2981,9 @@ const file_admin_v1_admin_proto_rawDesc = "" +
 	"refresh_at\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\trefreshAt\x12\x18\n" +
 	"\aproblem\x18\a \x01(\tR\aproblem\x12\x1a\n" +
 	"\bfailures\x18\b \x01(\rR\bfailures\x12\x1a\n" +
-	"\bordering\x18\t \x01(\bR\bordering\"\xf8\x01\n" +
+	"\bordering\x18\t \x01(\bR\bordering\x12A\n" +
+	"\tsuggested\x18\n" +
+	" \x01(\v2#.portcullis.config.v1.RenewalWindowR\tsuggested\"\xf8\x01\n" +
 	"\fIssuerStatus\x12\x1c\n" +
 	"\tworkspace\x18\x01 \x01(\tR\tworkspace\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -3165,8 +3177,9 @@ var file_admin_v1_admin_proto_goTypes = []any{
 	(*v11.Problem)(nil),             // 53: portcullis.control.v1.Problem
 	(*timestamppb.Timestamp)(nil),   // 54: google.protobuf.Timestamp
 	(v11.RevocationKind)(0),         // 55: portcullis.control.v1.RevocationKind
-	(*v11.DecisionRecord)(nil),      // 56: portcullis.control.v1.DecisionRecord
-	(*structpb.Struct)(nil),         // 57: google.protobuf.Struct
+	(*v1.RenewalWindow)(nil),        // 56: portcullis.config.v1.RenewalWindow
+	(*v11.DecisionRecord)(nil),      // 57: portcullis.control.v1.DecisionRecord
+	(*structpb.Struct)(nil),         // 58: google.protobuf.Struct
 }
 var file_admin_v1_admin_proto_depIdxs = []int32{
 	48, // 0: portcullis.admin.v1.Change.upserts:type_name -> portcullis.config.v1.Resource
@@ -3211,69 +3224,70 @@ var file_admin_v1_admin_proto_depIdxs = []int32{
 	54, // 39: portcullis.admin.v1.CertificateStatus.issued_at:type_name -> google.protobuf.Timestamp
 	54, // 40: portcullis.admin.v1.CertificateStatus.expires_at:type_name -> google.protobuf.Timestamp
 	54, // 41: portcullis.admin.v1.CertificateStatus.refresh_at:type_name -> google.protobuf.Timestamp
-	54, // 42: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
-	54, // 43: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
-	56, // 44: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
-	51, // 45: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
-	51, // 46: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
-	50, // 47: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
-	5,  // 48: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
-	50, // 49: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
-	51, // 50: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
-	57, // 51: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
-	54, // 52: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	54, // 53: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
-	50, // 54: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
-	54, // 55: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
-	51, // 56: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
-	54, // 57: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
-	1,  // 58: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
-	54, // 59: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
-	41, // 60: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
-	41, // 61: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
-	3,  // 62: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
-	6,  // 63: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
-	10, // 64: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
-	12, // 65: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
-	14, // 66: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
-	16, // 67: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
-	19, // 68: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
-	21, // 69: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
-	23, // 70: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
-	27, // 71: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
-	29, // 72: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
-	31, // 73: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
-	33, // 74: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
-	35, // 75: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
-	37, // 76: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
-	39, // 77: portcullis.admin.v1.AdminService.RemoveNode:input_type -> portcullis.admin.v1.RemoveNodeRequest
-	42, // 78: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
-	44, // 79: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
-	46, // 80: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
-	4,  // 81: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
-	7,  // 82: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
-	11, // 83: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
-	13, // 84: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
-	15, // 85: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
-	17, // 86: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
-	20, // 87: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
-	22, // 88: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
-	24, // 89: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
-	28, // 90: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
-	30, // 91: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
-	32, // 92: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
-	34, // 93: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
-	36, // 94: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
-	38, // 95: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
-	40, // 96: portcullis.admin.v1.AdminService.RemoveNode:output_type -> portcullis.admin.v1.RemoveNodeResponse
-	43, // 97: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
-	45, // 98: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
-	47, // 99: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
-	81, // [81:100] is the sub-list for method output_type
-	62, // [62:81] is the sub-list for method input_type
-	62, // [62:62] is the sub-list for extension type_name
-	62, // [62:62] is the sub-list for extension extendee
-	0,  // [0:62] is the sub-list for field type_name
+	56, // 42: portcullis.admin.v1.CertificateStatus.suggested:type_name -> portcullis.config.v1.RenewalWindow
+	54, // 43: portcullis.admin.v1.IssuerStatus.fetched_at:type_name -> google.protobuf.Timestamp
+	54, // 44: portcullis.admin.v1.IssuerStatus.stale_at:type_name -> google.protobuf.Timestamp
+	57, // 45: portcullis.admin.v1.WhyResponse.record:type_name -> portcullis.control.v1.DecisionRecord
+	51, // 46: portcullis.admin.v1.CreateKeyRequest.ttl:type_name -> google.protobuf.Duration
+	51, // 47: portcullis.admin.v1.CreateKeyRequest.wait_for:type_name -> google.protobuf.Duration
+	50, // 48: portcullis.admin.v1.CreateKeyResponse.version:type_name -> portcullis.control.v1.Version
+	5,  // 49: portcullis.admin.v1.CreateKeyResponse.convergence:type_name -> portcullis.admin.v1.Convergence
+	50, // 50: portcullis.admin.v1.RevokeKeyResponse.version:type_name -> portcullis.control.v1.Version
+	51, // 51: portcullis.admin.v1.MintTokenRequest.ttl:type_name -> google.protobuf.Duration
+	58, // 52: portcullis.admin.v1.MintTokenRequest.claims:type_name -> google.protobuf.Struct
+	54, // 53: portcullis.admin.v1.MintTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	54, // 54: portcullis.admin.v1.RevokeRequest.before:type_name -> google.protobuf.Timestamp
+	50, // 55: portcullis.admin.v1.RevokeResponse.version:type_name -> portcullis.control.v1.Version
+	54, // 56: portcullis.admin.v1.RevokeResponse.expires_at:type_name -> google.protobuf.Timestamp
+	51, // 57: portcullis.admin.v1.CreateJoinTokenRequest.ttl:type_name -> google.protobuf.Duration
+	54, // 58: portcullis.admin.v1.CreateJoinTokenResponse.expires_at:type_name -> google.protobuf.Timestamp
+	1,  // 59: portcullis.admin.v1.Operator.role:type_name -> portcullis.admin.v1.Role
+	54, // 60: portcullis.admin.v1.Operator.created_at:type_name -> google.protobuf.Timestamp
+	41, // 61: portcullis.admin.v1.CreateOperatorRequest.operator:type_name -> portcullis.admin.v1.Operator
+	41, // 62: portcullis.admin.v1.ListOperatorsResponse.operators:type_name -> portcullis.admin.v1.Operator
+	3,  // 63: portcullis.admin.v1.AdminService.Apply:input_type -> portcullis.admin.v1.ApplyRequest
+	6,  // 64: portcullis.admin.v1.AdminService.Plan:input_type -> portcullis.admin.v1.PlanRequest
+	10, // 65: portcullis.admin.v1.AdminService.List:input_type -> portcullis.admin.v1.ListRequest
+	12, // 66: portcullis.admin.v1.AdminService.Get:input_type -> portcullis.admin.v1.GetRequest
+	14, // 67: portcullis.admin.v1.AdminService.Watch:input_type -> portcullis.admin.v1.WatchRequest
+	16, // 68: portcullis.admin.v1.AdminService.History:input_type -> portcullis.admin.v1.HistoryRequest
+	19, // 69: portcullis.admin.v1.AdminService.Rollback:input_type -> portcullis.admin.v1.RollbackRequest
+	21, // 70: portcullis.admin.v1.AdminService.Wait:input_type -> portcullis.admin.v1.WaitRequest
+	23, // 71: portcullis.admin.v1.AdminService.Status:input_type -> portcullis.admin.v1.StatusRequest
+	27, // 72: portcullis.admin.v1.AdminService.Why:input_type -> portcullis.admin.v1.WhyRequest
+	29, // 73: portcullis.admin.v1.AdminService.CreateKey:input_type -> portcullis.admin.v1.CreateKeyRequest
+	31, // 74: portcullis.admin.v1.AdminService.RevokeKey:input_type -> portcullis.admin.v1.RevokeKeyRequest
+	33, // 75: portcullis.admin.v1.AdminService.MintToken:input_type -> portcullis.admin.v1.MintTokenRequest
+	35, // 76: portcullis.admin.v1.AdminService.Revoke:input_type -> portcullis.admin.v1.RevokeRequest
+	37, // 77: portcullis.admin.v1.AdminService.CreateJoinToken:input_type -> portcullis.admin.v1.CreateJoinTokenRequest
+	39, // 78: portcullis.admin.v1.AdminService.RemoveNode:input_type -> portcullis.admin.v1.RemoveNodeRequest
+	42, // 79: portcullis.admin.v1.AdminService.CreateOperator:input_type -> portcullis.admin.v1.CreateOperatorRequest
+	44, // 80: portcullis.admin.v1.AdminService.ListOperators:input_type -> portcullis.admin.v1.ListOperatorsRequest
+	46, // 81: portcullis.admin.v1.AdminService.DeleteOperator:input_type -> portcullis.admin.v1.DeleteOperatorRequest
+	4,  // 82: portcullis.admin.v1.AdminService.Apply:output_type -> portcullis.admin.v1.ApplyResponse
+	7,  // 83: portcullis.admin.v1.AdminService.Plan:output_type -> portcullis.admin.v1.PlanResponse
+	11, // 84: portcullis.admin.v1.AdminService.List:output_type -> portcullis.admin.v1.ListResponse
+	13, // 85: portcullis.admin.v1.AdminService.Get:output_type -> portcullis.admin.v1.GetResponse
+	15, // 86: portcullis.admin.v1.AdminService.Watch:output_type -> portcullis.admin.v1.WatchResponse
+	17, // 87: portcullis.admin.v1.AdminService.History:output_type -> portcullis.admin.v1.HistoryResponse
+	20, // 88: portcullis.admin.v1.AdminService.Rollback:output_type -> portcullis.admin.v1.RollbackResponse
+	22, // 89: portcullis.admin.v1.AdminService.Wait:output_type -> portcullis.admin.v1.WaitResponse
+	24, // 90: portcullis.admin.v1.AdminService.Status:output_type -> portcullis.admin.v1.StatusResponse
+	28, // 91: portcullis.admin.v1.AdminService.Why:output_type -> portcullis.admin.v1.WhyResponse
+	30, // 92: portcullis.admin.v1.AdminService.CreateKey:output_type -> portcullis.admin.v1.CreateKeyResponse
+	32, // 93: portcullis.admin.v1.AdminService.RevokeKey:output_type -> portcullis.admin.v1.RevokeKeyResponse
+	34, // 94: portcullis.admin.v1.AdminService.MintToken:output_type -> portcullis.admin.v1.MintTokenResponse
+	36, // 95: portcullis.admin.v1.AdminService.Revoke:output_type -> portcullis.admin.v1.RevokeResponse
+	38, // 96: portcullis.admin.v1.AdminService.CreateJoinToken:output_type -> portcullis.admin.v1.CreateJoinTokenResponse
+	40, // 97: portcullis.admin.v1.AdminService.RemoveNode:output_type -> portcullis.admin.v1.RemoveNodeResponse
+	43, // 98: portcullis.admin.v1.AdminService.CreateOperator:output_type -> portcullis.admin.v1.CreateOperatorResponse
+	45, // 99: portcullis.admin.v1.AdminService.ListOperators:output_type -> portcullis.admin.v1.ListOperatorsResponse
+	47, // 100: portcullis.admin.v1.AdminService.DeleteOperator:output_type -> portcullis.admin.v1.DeleteOperatorResponse
+	82, // [82:101] is the sub-list for method output_type
+	63, // [63:82] is the sub-list for method input_type
+	63, // [63:63] is the sub-list for extension type_name
+	63, // [63:63] is the sub-list for extension extendee
+	0,  // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_admin_v1_admin_proto_init() }

@@ -1288,7 +1288,10 @@ type IssuedCertificate struct {
 	// says, the control plane orders at once.
 	Ordered *ACME `protobuf:"bytes,7,opt,name=ordered,proto3" json:"ordered,omitempty"`
 	// How many orders have failed since the last that did not.
-	Failures      uint32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
+	Failures uint32 `protobuf:"varint,8,opt,name=failures,proto3" json:"failures,omitempty"`
+	// What the authority suggests: refresh_at was drawn from it (RFC 9773, 4.2). Unset
+	// when refresh_at is a share of the lifetime, or a pause after a failure.
+	Suggested     *RenewalWindow `protobuf:"bytes,9,opt,name=suggested,proto3" json:"suggested,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1379,6 +1382,77 @@ func (x *IssuedCertificate) GetFailures() uint32 {
 	return 0
 }
 
+func (x *IssuedCertificate) GetSuggested() *RenewalWindow {
+	if x != nil {
+		return x.Suggested
+	}
+	return nil
+}
+
+// RenewalWindow is when an authority would have a certificate ordered again.
+type RenewalWindow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
+	// Not after the certificate's expiry.
+	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
+	// The authority's page that says why, for an operator to read; empty when it names
+	// none.
+	ExplanationUrl string `protobuf:"bytes,3,opt,name=explanation_url,json=explanationUrl,proto3" json:"explanation_url,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *RenewalWindow) Reset() {
+	*x = RenewalWindow{}
+	mi := &file_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewalWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewalWindow) ProtoMessage() {}
+
+func (x *RenewalWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewalWindow.ProtoReflect.Descriptor instead.
+func (*RenewalWindow) Descriptor() ([]byte, []int) {
+	return file_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *RenewalWindow) GetStart() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Start
+	}
+	return nil
+}
+
+func (x *RenewalWindow) GetEnd() *timestamppb.Timestamp {
+	if x != nil {
+		return x.End
+	}
+	return nil
+}
+
+func (x *RenewalWindow) GetExplanationUrl() string {
+	if x != nil {
+		return x.ExplanationUrl
+	}
+	return ""
+}
+
 type ACMEChallenge struct {
 	state            protoimpl.MessageState `protogen:"open.v1"`
 	Token            string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
@@ -1389,7 +1463,7 @@ type ACMEChallenge struct {
 
 func (x *ACMEChallenge) Reset() {
 	*x = ACMEChallenge{}
-	mi := &file_config_v1_config_proto_msgTypes[10]
+	mi := &file_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1401,7 +1475,7 @@ func (x *ACMEChallenge) String() string {
 func (*ACMEChallenge) ProtoMessage() {}
 
 func (x *ACMEChallenge) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[10]
+	mi := &file_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1414,7 +1488,7 @@ func (x *ACMEChallenge) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ACMEChallenge.ProtoReflect.Descriptor instead.
 func (*ACMEChallenge) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ACMEChallenge) GetToken() string {
@@ -1444,7 +1518,7 @@ type RequestLimits struct {
 
 func (x *RequestLimits) Reset() {
 	*x = RequestLimits{}
-	mi := &file_config_v1_config_proto_msgTypes[11]
+	mi := &file_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1456,7 +1530,7 @@ func (x *RequestLimits) String() string {
 func (*RequestLimits) ProtoMessage() {}
 
 func (x *RequestLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[11]
+	mi := &file_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1469,7 +1543,7 @@ func (x *RequestLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RequestLimits.ProtoReflect.Descriptor instead.
 func (*RequestLimits) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RequestLimits) GetMaxHeaderBytes() uint32 {
@@ -1499,7 +1573,7 @@ type Tracing struct {
 
 func (x *Tracing) Reset() {
 	*x = Tracing{}
-	mi := &file_config_v1_config_proto_msgTypes[12]
+	mi := &file_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1511,7 +1585,7 @@ func (x *Tracing) String() string {
 func (*Tracing) ProtoMessage() {}
 
 func (x *Tracing) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[12]
+	mi := &file_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1524,7 +1598,7 @@ func (x *Tracing) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tracing.ProtoReflect.Descriptor instead.
 func (*Tracing) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Tracing) GetRatio() float64 {
@@ -1551,7 +1625,7 @@ type AccessLog struct {
 
 func (x *AccessLog) Reset() {
 	*x = AccessLog{}
-	mi := &file_config_v1_config_proto_msgTypes[13]
+	mi := &file_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1563,7 +1637,7 @@ func (x *AccessLog) String() string {
 func (*AccessLog) ProtoMessage() {}
 
 func (x *AccessLog) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[13]
+	mi := &file_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1576,7 +1650,7 @@ func (x *AccessLog) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessLog.ProtoReflect.Descriptor instead.
 func (*AccessLog) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *AccessLog) GetDisabled() bool {
@@ -1615,7 +1689,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_config_v1_config_proto_msgTypes[14]
+	mi := &file_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +1701,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[14]
+	mi := &file_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +1714,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Route) GetPublic() bool {
@@ -1750,7 +1824,7 @@ type Retries struct {
 
 func (x *Retries) Reset() {
 	*x = Retries{}
-	mi := &file_config_v1_config_proto_msgTypes[15]
+	mi := &file_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1762,7 +1836,7 @@ func (x *Retries) String() string {
 func (*Retries) ProtoMessage() {}
 
 func (x *Retries) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[15]
+	mi := &file_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1775,7 +1849,7 @@ func (x *Retries) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Retries.ProtoReflect.Descriptor instead.
 func (*Retries) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Retries) GetAttempts() uint32 {
@@ -1827,7 +1901,7 @@ type Hedging struct {
 
 func (x *Hedging) Reset() {
 	*x = Hedging{}
-	mi := &file_config_v1_config_proto_msgTypes[16]
+	mi := &file_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +1913,7 @@ func (x *Hedging) String() string {
 func (*Hedging) ProtoMessage() {}
 
 func (x *Hedging) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[16]
+	mi := &file_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +1926,7 @@ func (x *Hedging) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hedging.ProtoReflect.Descriptor instead.
 func (*Hedging) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Hedging) GetDelay() *durationpb.Duration {
@@ -1881,7 +1955,7 @@ type Mirror struct {
 
 func (x *Mirror) Reset() {
 	*x = Mirror{}
-	mi := &file_config_v1_config_proto_msgTypes[17]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1893,7 +1967,7 @@ func (x *Mirror) String() string {
 func (*Mirror) ProtoMessage() {}
 
 func (x *Mirror) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[17]
+	mi := &file_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1906,7 +1980,7 @@ func (x *Mirror) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mirror.ProtoReflect.Descriptor instead.
 func (*Mirror) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Mirror) GetUpstream() string {
@@ -1937,7 +2011,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_config_v1_config_proto_msgTypes[18]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1949,7 +2023,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[18]
+	mi := &file_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1962,7 +2036,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Match) GetPath() *PathMatch {
@@ -2007,7 +2081,7 @@ type PathMatch struct {
 
 func (x *PathMatch) Reset() {
 	*x = PathMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2019,7 +2093,7 @@ func (x *PathMatch) String() string {
 func (*PathMatch) ProtoMessage() {}
 
 func (x *PathMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[19]
+	mi := &file_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2032,7 +2106,7 @@ func (x *PathMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PathMatch.ProtoReflect.Descriptor instead.
 func (*PathMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *PathMatch) GetKind() isPathMatch_Kind {
@@ -2110,7 +2184,7 @@ type ValueMatch struct {
 
 func (x *ValueMatch) Reset() {
 	*x = ValueMatch{}
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2122,7 +2196,7 @@ func (x *ValueMatch) String() string {
 func (*ValueMatch) ProtoMessage() {}
 
 func (x *ValueMatch) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[20]
+	mi := &file_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2135,7 +2209,7 @@ func (x *ValueMatch) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ValueMatch.ProtoReflect.Descriptor instead.
 func (*ValueMatch) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ValueMatch) GetName() string {
@@ -2201,7 +2275,7 @@ type Backend struct {
 
 func (x *Backend) Reset() {
 	*x = Backend{}
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2287,7 @@ func (x *Backend) String() string {
 func (*Backend) ProtoMessage() {}
 
 func (x *Backend) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[21]
+	mi := &file_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2300,7 @@ func (x *Backend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Backend.ProtoReflect.Descriptor instead.
 func (*Backend) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Backend) GetUpstream() string {
@@ -2269,7 +2343,7 @@ type Timeouts struct {
 
 func (x *Timeouts) Reset() {
 	*x = Timeouts{}
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2281,7 +2355,7 @@ func (x *Timeouts) String() string {
 func (*Timeouts) ProtoMessage() {}
 
 func (x *Timeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[22]
+	mi := &file_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2294,7 +2368,7 @@ func (x *Timeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Timeouts.ProtoReflect.Descriptor instead.
 func (*Timeouts) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Timeouts) GetRequest() *durationpb.Duration {
@@ -2337,7 +2411,7 @@ type Revocation struct {
 
 func (x *Revocation) Reset() {
 	*x = Revocation{}
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2349,7 +2423,7 @@ func (x *Revocation) String() string {
 func (*Revocation) ProtoMessage() {}
 
 func (x *Revocation) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[23]
+	mi := &file_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2362,7 +2436,7 @@ func (x *Revocation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Revocation.ProtoReflect.Descriptor instead.
 func (*Revocation) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Revocation) GetMaxStaleness() *durationpb.Duration {
@@ -2407,7 +2481,7 @@ type Upstream struct {
 
 func (x *Upstream) Reset() {
 	*x = Upstream{}
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2419,7 +2493,7 @@ func (x *Upstream) String() string {
 func (*Upstream) ProtoMessage() {}
 
 func (x *Upstream) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[24]
+	mi := &file_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2432,7 +2506,7 @@ func (x *Upstream) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Upstream.ProtoReflect.Descriptor instead.
 func (*Upstream) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Upstream) GetEndpoints() []*Endpoint {
@@ -2548,7 +2622,7 @@ type Balance struct {
 
 func (x *Balance) Reset() {
 	*x = Balance{}
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +2634,7 @@ func (x *Balance) String() string {
 func (*Balance) ProtoMessage() {}
 
 func (x *Balance) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[25]
+	mi := &file_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +2647,7 @@ func (x *Balance) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Balance.ProtoReflect.Descriptor instead.
 func (*Balance) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Balance) GetAlgorithm() Algorithm {
@@ -2633,7 +2707,7 @@ type HashKey struct {
 
 func (x *HashKey) Reset() {
 	*x = HashKey{}
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2645,7 +2719,7 @@ func (x *HashKey) String() string {
 func (*HashKey) ProtoMessage() {}
 
 func (x *HashKey) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[26]
+	mi := &file_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2658,7 +2732,7 @@ func (x *HashKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HashKey.ProtoReflect.Descriptor instead.
 func (*HashKey) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *HashKey) GetKind() isHashKey_Kind {
@@ -2748,7 +2822,7 @@ type Affinity struct {
 
 func (x *Affinity) Reset() {
 	*x = Affinity{}
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2760,7 +2834,7 @@ func (x *Affinity) String() string {
 func (*Affinity) ProtoMessage() {}
 
 func (x *Affinity) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[27]
+	mi := &file_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2773,7 +2847,7 @@ func (x *Affinity) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Affinity.ProtoReflect.Descriptor instead.
 func (*Affinity) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Affinity) GetCookie() string {
@@ -2813,7 +2887,7 @@ type HealthCheck struct {
 
 func (x *HealthCheck) Reset() {
 	*x = HealthCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2825,7 +2899,7 @@ func (x *HealthCheck) String() string {
 func (*HealthCheck) ProtoMessage() {}
 
 func (x *HealthCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[28]
+	mi := &file_config_v1_config_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2838,7 +2912,7 @@ func (x *HealthCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HealthCheck.ProtoReflect.Descriptor instead.
 func (*HealthCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{28}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *HealthCheck) GetKind() isHealthCheck_Kind {
@@ -2939,7 +3013,7 @@ type HTTPCheck struct {
 
 func (x *HTTPCheck) Reset() {
 	*x = HTTPCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2951,7 +3025,7 @@ func (x *HTTPCheck) String() string {
 func (*HTTPCheck) ProtoMessage() {}
 
 func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[29]
+	mi := &file_config_v1_config_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2964,7 +3038,7 @@ func (x *HTTPCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HTTPCheck.ProtoReflect.Descriptor instead.
 func (*HTTPCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{29}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *HTTPCheck) GetPath() string {
@@ -2998,7 +3072,7 @@ type GRPCCheck struct {
 
 func (x *GRPCCheck) Reset() {
 	*x = GRPCCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3010,7 +3084,7 @@ func (x *GRPCCheck) String() string {
 func (*GRPCCheck) ProtoMessage() {}
 
 func (x *GRPCCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[30]
+	mi := &file_config_v1_config_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3023,7 +3097,7 @@ func (x *GRPCCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GRPCCheck.ProtoReflect.Descriptor instead.
 func (*GRPCCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{30}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GRPCCheck) GetService() string {
@@ -3042,7 +3116,7 @@ type TCPCheck struct {
 
 func (x *TCPCheck) Reset() {
 	*x = TCPCheck{}
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3054,7 +3128,7 @@ func (x *TCPCheck) String() string {
 func (*TCPCheck) ProtoMessage() {}
 
 func (x *TCPCheck) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[31]
+	mi := &file_config_v1_config_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3067,7 +3141,7 @@ func (x *TCPCheck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TCPCheck.ProtoReflect.Descriptor instead.
 func (*TCPCheck) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{31}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
 }
 
 // OutlierDetection takes out an endpoint whose answers are worse than they should
@@ -3095,7 +3169,7 @@ type OutlierDetection struct {
 
 func (x *OutlierDetection) Reset() {
 	*x = OutlierDetection{}
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3107,7 +3181,7 @@ func (x *OutlierDetection) String() string {
 func (*OutlierDetection) ProtoMessage() {}
 
 func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[32]
+	mi := &file_config_v1_config_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3120,7 +3194,7 @@ func (x *OutlierDetection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutlierDetection.ProtoReflect.Descriptor instead.
 func (*OutlierDetection) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{32}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *OutlierDetection) GetConsecutiveFailures() uint32 {
@@ -3187,7 +3261,7 @@ type CircuitBreaker struct {
 
 func (x *CircuitBreaker) Reset() {
 	*x = CircuitBreaker{}
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3199,7 +3273,7 @@ func (x *CircuitBreaker) String() string {
 func (*CircuitBreaker) ProtoMessage() {}
 
 func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[33]
+	mi := &file_config_v1_config_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3212,7 +3286,7 @@ func (x *CircuitBreaker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CircuitBreaker.ProtoReflect.Descriptor instead.
 func (*CircuitBreaker) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{33}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *CircuitBreaker) GetMaxConnections() uint32 {
@@ -3251,7 +3325,7 @@ type AdaptiveConcurrency struct {
 
 func (x *AdaptiveConcurrency) Reset() {
 	*x = AdaptiveConcurrency{}
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3263,7 +3337,7 @@ func (x *AdaptiveConcurrency) String() string {
 func (*AdaptiveConcurrency) ProtoMessage() {}
 
 func (x *AdaptiveConcurrency) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[34]
+	mi := &file_config_v1_config_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3276,7 +3350,7 @@ func (x *AdaptiveConcurrency) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdaptiveConcurrency.ProtoReflect.Descriptor instead.
 func (*AdaptiveConcurrency) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{34}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AdaptiveConcurrency) GetMin() uint32 {
@@ -3307,7 +3381,7 @@ type RetryBudget struct {
 
 func (x *RetryBudget) Reset() {
 	*x = RetryBudget{}
-	mi := &file_config_v1_config_proto_msgTypes[35]
+	mi := &file_config_v1_config_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3319,7 +3393,7 @@ func (x *RetryBudget) String() string {
 func (*RetryBudget) ProtoMessage() {}
 
 func (x *RetryBudget) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[35]
+	mi := &file_config_v1_config_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3332,7 +3406,7 @@ func (x *RetryBudget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryBudget.ProtoReflect.Descriptor instead.
 func (*RetryBudget) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{35}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RetryBudget) GetRatio() float64 {
@@ -3362,7 +3436,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_config_v1_config_proto_msgTypes[36]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3374,7 +3448,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[36]
+	mi := &file_config_v1_config_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3387,7 +3461,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{36}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *DNS) GetRefresh() *durationpb.Duration {
@@ -3420,7 +3494,7 @@ type Endpoint struct {
 
 func (x *Endpoint) Reset() {
 	*x = Endpoint{}
-	mi := &file_config_v1_config_proto_msgTypes[37]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3432,7 +3506,7 @@ func (x *Endpoint) String() string {
 func (*Endpoint) ProtoMessage() {}
 
 func (x *Endpoint) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[37]
+	mi := &file_config_v1_config_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3445,7 +3519,7 @@ func (x *Endpoint) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Endpoint.ProtoReflect.Descriptor instead.
 func (*Endpoint) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{37}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Endpoint) GetUrl() string {
@@ -3501,7 +3575,7 @@ type UpstreamTLS struct {
 
 func (x *UpstreamTLS) Reset() {
 	*x = UpstreamTLS{}
-	mi := &file_config_v1_config_proto_msgTypes[38]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3513,7 +3587,7 @@ func (x *UpstreamTLS) String() string {
 func (*UpstreamTLS) ProtoMessage() {}
 
 func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[38]
+	mi := &file_config_v1_config_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3526,7 +3600,7 @@ func (x *UpstreamTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTLS.ProtoReflect.Descriptor instead.
 func (*UpstreamTLS) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{38}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *UpstreamTLS) GetCa() string {
@@ -3576,7 +3650,7 @@ type UpstreamTimeouts struct {
 
 func (x *UpstreamTimeouts) Reset() {
 	*x = UpstreamTimeouts{}
-	mi := &file_config_v1_config_proto_msgTypes[39]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3588,7 +3662,7 @@ func (x *UpstreamTimeouts) String() string {
 func (*UpstreamTimeouts) ProtoMessage() {}
 
 func (x *UpstreamTimeouts) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[39]
+	mi := &file_config_v1_config_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3601,7 +3675,7 @@ func (x *UpstreamTimeouts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpstreamTimeouts.ProtoReflect.Descriptor instead.
 func (*UpstreamTimeouts) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{39}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *UpstreamTimeouts) GetConnect() *durationpb.Duration {
@@ -3637,7 +3711,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_config_v1_config_proto_msgTypes[40]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3649,7 +3723,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[40]
+	mi := &file_config_v1_config_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3662,7 +3736,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{40}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Policy) GetKind() isPolicy_Kind {
@@ -3780,7 +3854,7 @@ type JWT struct {
 
 func (x *JWT) Reset() {
 	*x = JWT{}
-	mi := &file_config_v1_config_proto_msgTypes[41]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +3866,7 @@ func (x *JWT) String() string {
 func (*JWT) ProtoMessage() {}
 
 func (x *JWT) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[41]
+	mi := &file_config_v1_config_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +3879,7 @@ func (x *JWT) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JWT.ProtoReflect.Descriptor instead.
 func (*JWT) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{41}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *JWT) GetIssuers() []string {
@@ -3835,7 +3909,7 @@ type APIKey struct {
 
 func (x *APIKey) Reset() {
 	*x = APIKey{}
-	mi := &file_config_v1_config_proto_msgTypes[42]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3847,7 +3921,7 @@ func (x *APIKey) String() string {
 func (*APIKey) ProtoMessage() {}
 
 func (x *APIKey) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[42]
+	mi := &file_config_v1_config_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3860,7 +3934,7 @@ func (x *APIKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKey.ProtoReflect.Descriptor instead.
 func (*APIKey) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{42}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *APIKey) GetHeader() string {
@@ -3889,7 +3963,7 @@ type Authorize struct {
 
 func (x *Authorize) Reset() {
 	*x = Authorize{}
-	mi := &file_config_v1_config_proto_msgTypes[43]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +3975,7 @@ func (x *Authorize) String() string {
 func (*Authorize) ProtoMessage() {}
 
 func (x *Authorize) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[43]
+	mi := &file_config_v1_config_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +3988,7 @@ func (x *Authorize) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Authorize.ProtoReflect.Descriptor instead.
 func (*Authorize) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{43}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Authorize) GetRules() []*AuthorizeRule {
@@ -3942,7 +4016,7 @@ type AuthorizeRule struct {
 
 func (x *AuthorizeRule) Reset() {
 	*x = AuthorizeRule{}
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3954,7 +4028,7 @@ func (x *AuthorizeRule) String() string {
 func (*AuthorizeRule) ProtoMessage() {}
 
 func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[44]
+	mi := &file_config_v1_config_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3967,7 +4041,7 @@ func (x *AuthorizeRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuthorizeRule.ProtoReflect.Descriptor instead.
 func (*AuthorizeRule) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{44}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AuthorizeRule) GetName() string {
@@ -4020,7 +4094,7 @@ type RateLimit struct {
 
 func (x *RateLimit) Reset() {
 	*x = RateLimit{}
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4032,7 +4106,7 @@ func (x *RateLimit) String() string {
 func (*RateLimit) ProtoMessage() {}
 
 func (x *RateLimit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[45]
+	mi := &file_config_v1_config_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4045,7 +4119,7 @@ func (x *RateLimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RateLimit.ProtoReflect.Descriptor instead.
 func (*RateLimit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{45}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *RateLimit) GetKey() string {
@@ -4084,7 +4158,7 @@ type Limit struct {
 
 func (x *Limit) Reset() {
 	*x = Limit{}
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4096,7 +4170,7 @@ func (x *Limit) String() string {
 func (*Limit) ProtoMessage() {}
 
 func (x *Limit) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[46]
+	mi := &file_config_v1_config_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4109,7 +4183,7 @@ func (x *Limit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limit.ProtoReflect.Descriptor instead.
 func (*Limit) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{46}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *Limit) GetName() string {
@@ -4151,7 +4225,7 @@ type Headers struct {
 
 func (x *Headers) Reset() {
 	*x = Headers{}
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4163,7 +4237,7 @@ func (x *Headers) String() string {
 func (*Headers) ProtoMessage() {}
 
 func (x *Headers) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[47]
+	mi := &file_config_v1_config_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4176,7 +4250,7 @@ func (x *Headers) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Headers.ProtoReflect.Descriptor instead.
 func (*Headers) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{47}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Headers) GetRequest() *HeaderChanges {
@@ -4205,7 +4279,7 @@ type HeaderChanges struct {
 
 func (x *HeaderChanges) Reset() {
 	*x = HeaderChanges{}
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4217,7 +4291,7 @@ func (x *HeaderChanges) String() string {
 func (*HeaderChanges) ProtoMessage() {}
 
 func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[48]
+	mi := &file_config_v1_config_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4230,7 +4304,7 @@ func (x *HeaderChanges) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HeaderChanges.ProtoReflect.Descriptor instead.
 func (*HeaderChanges) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{48}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *HeaderChanges) GetRemove() []string {
@@ -4285,7 +4359,7 @@ type Issuer struct {
 
 func (x *Issuer) Reset() {
 	*x = Issuer{}
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4297,7 +4371,7 @@ func (x *Issuer) String() string {
 func (*Issuer) ProtoMessage() {}
 
 func (x *Issuer) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[49]
+	mi := &file_config_v1_config_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4310,7 +4384,7 @@ func (x *Issuer) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Issuer.ProtoReflect.Descriptor instead.
 func (*Issuer) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{49}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Issuer) GetIssuer() string {
@@ -4400,7 +4474,7 @@ type ClaimNames struct {
 
 func (x *ClaimNames) Reset() {
 	*x = ClaimNames{}
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4412,7 +4486,7 @@ func (x *ClaimNames) String() string {
 func (*ClaimNames) ProtoMessage() {}
 
 func (x *ClaimNames) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[50]
+	mi := &file_config_v1_config_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4425,7 +4499,7 @@ func (x *ClaimNames) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClaimNames.ProtoReflect.Descriptor instead.
 func (*ClaimNames) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{50}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *ClaimNames) GetScopes() string {
@@ -4474,7 +4548,7 @@ type KeySet struct {
 
 func (x *KeySet) Reset() {
 	*x = KeySet{}
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4486,7 +4560,7 @@ func (x *KeySet) String() string {
 func (*KeySet) ProtoMessage() {}
 
 func (x *KeySet) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[51]
+	mi := &file_config_v1_config_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4499,7 +4573,7 @@ func (x *KeySet) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeySet.ProtoReflect.Descriptor instead.
 func (*KeySet) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{51}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *KeySet) GetKeys() []*Key {
@@ -4550,7 +4624,7 @@ type Key struct {
 
 func (x *Key) Reset() {
 	*x = Key{}
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4562,7 +4636,7 @@ func (x *Key) String() string {
 func (*Key) ProtoMessage() {}
 
 func (x *Key) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[52]
+	mi := &file_config_v1_config_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4575,7 +4649,7 @@ func (x *Key) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Key.ProtoReflect.Descriptor instead.
 func (*Key) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{52}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Key) GetKid() string {
@@ -4615,7 +4689,7 @@ type Application struct {
 
 func (x *Application) Reset() {
 	*x = Application{}
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4627,7 +4701,7 @@ func (x *Application) String() string {
 func (*Application) ProtoMessage() {}
 
 func (x *Application) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[53]
+	mi := &file_config_v1_config_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4640,7 +4714,7 @@ func (x *Application) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Application.ProtoReflect.Descriptor instead.
 func (*Application) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{53}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Application) GetDescription() string {
@@ -4697,7 +4771,7 @@ type Credential struct {
 
 func (x *Credential) Reset() {
 	*x = Credential{}
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4709,7 +4783,7 @@ func (x *Credential) String() string {
 func (*Credential) ProtoMessage() {}
 
 func (x *Credential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[54]
+	mi := &file_config_v1_config_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4722,7 +4796,7 @@ func (x *Credential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Credential.ProtoReflect.Descriptor instead.
 func (*Credential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{54}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Credential) GetApplication() string {
@@ -4791,7 +4865,7 @@ type APIKeyCredential struct {
 
 func (x *APIKeyCredential) Reset() {
 	*x = APIKeyCredential{}
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4803,7 +4877,7 @@ func (x *APIKeyCredential) String() string {
 func (*APIKeyCredential) ProtoMessage() {}
 
 func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
-	mi := &file_config_v1_config_proto_msgTypes[55]
+	mi := &file_config_v1_config_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4816,7 +4890,7 @@ func (x *APIKeyCredential) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use APIKeyCredential.ProtoReflect.Descriptor instead.
 func (*APIKeyCredential) Descriptor() ([]byte, []int) {
-	return file_config_v1_config_proto_rawDescGZIP(), []int{55}
+	return file_config_v1_config_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *APIKeyCredential) GetSha256() []byte {
@@ -4919,7 +4993,7 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"\x05email\x18\x02 \x01(\tR\x05email\x12\x1c\n" +
 	"\thostnames\x18\x03 \x03(\tR\thostnames\x12!\n" +
 	"\fterms_agreed\x18\x04 \x01(\bR\vtermsAgreed\x12\x0e\n" +
-	"\x02ca\x18\x05 \x01(\tR\x02ca\"\x81\x03\n" +
+	"\x02ca\x18\x05 \x01(\tR\x02ca\"\xc4\x03\n" +
 	"\x11IssuedCertificate\x12 \n" +
 	"\vcertificate\x18\x01 \x01(\tR\vcertificate\x12%\n" +
 	"\vprivate_key\x18\x02 \x01(\tB\x04\xa8\x92$\x01R\n" +
@@ -4932,7 +5006,12 @@ const file_config_v1_config_proto_rawDesc = "" +
 	"challenges\x18\x06 \x03(\v2#.portcullis.config.v1.ACMEChallengeR\n" +
 	"challenges\x124\n" +
 	"\aordered\x18\a \x01(\v2\x1a.portcullis.config.v1.ACMER\aordered\x12\x1a\n" +
-	"\bfailures\x18\b \x01(\rR\bfailures\"R\n" +
+	"\bfailures\x18\b \x01(\rR\bfailures\x12A\n" +
+	"\tsuggested\x18\t \x01(\v2#.portcullis.config.v1.RenewalWindowR\tsuggested\"\x98\x01\n" +
+	"\rRenewalWindow\x120\n" +
+	"\x05start\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x05start\x12,\n" +
+	"\x03end\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x03end\x12'\n" +
+	"\x0fexplanation_url\x18\x03 \x01(\tR\x0eexplanationUrl\"R\n" +
 	"\rACMEChallenge\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12+\n" +
 	"\x11key_authorization\x18\x02 \x01(\tR\x10keyAuthorization\"_\n" +
@@ -5263,7 +5342,7 @@ func file_config_v1_config_proto_rawDescGZIP() []byte {
 }
 
 var file_config_v1_config_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
-var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 61)
+var file_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_config_v1_config_proto_goTypes = []any{
 	(TLSVersion)(0),                   // 0: portcullis.config.v1.TLSVersion
 	(RetryOn)(0),                      // 1: portcullis.config.v1.RetryOn
@@ -5283,168 +5362,172 @@ var file_config_v1_config_proto_goTypes = []any{
 	(*Certificate)(nil),               // 15: portcullis.config.v1.Certificate
 	(*ACME)(nil),                      // 16: portcullis.config.v1.ACME
 	(*IssuedCertificate)(nil),         // 17: portcullis.config.v1.IssuedCertificate
-	(*ACMEChallenge)(nil),             // 18: portcullis.config.v1.ACMEChallenge
-	(*RequestLimits)(nil),             // 19: portcullis.config.v1.RequestLimits
-	(*Tracing)(nil),                   // 20: portcullis.config.v1.Tracing
-	(*AccessLog)(nil),                 // 21: portcullis.config.v1.AccessLog
-	(*Route)(nil),                     // 22: portcullis.config.v1.Route
-	(*Retries)(nil),                   // 23: portcullis.config.v1.Retries
-	(*Hedging)(nil),                   // 24: portcullis.config.v1.Hedging
-	(*Mirror)(nil),                    // 25: portcullis.config.v1.Mirror
-	(*Match)(nil),                     // 26: portcullis.config.v1.Match
-	(*PathMatch)(nil),                 // 27: portcullis.config.v1.PathMatch
-	(*ValueMatch)(nil),                // 28: portcullis.config.v1.ValueMatch
-	(*Backend)(nil),                   // 29: portcullis.config.v1.Backend
-	(*Timeouts)(nil),                  // 30: portcullis.config.v1.Timeouts
-	(*Revocation)(nil),                // 31: portcullis.config.v1.Revocation
-	(*Upstream)(nil),                  // 32: portcullis.config.v1.Upstream
-	(*Balance)(nil),                   // 33: portcullis.config.v1.Balance
-	(*HashKey)(nil),                   // 34: portcullis.config.v1.HashKey
-	(*Affinity)(nil),                  // 35: portcullis.config.v1.Affinity
-	(*HealthCheck)(nil),               // 36: portcullis.config.v1.HealthCheck
-	(*HTTPCheck)(nil),                 // 37: portcullis.config.v1.HTTPCheck
-	(*GRPCCheck)(nil),                 // 38: portcullis.config.v1.GRPCCheck
-	(*TCPCheck)(nil),                  // 39: portcullis.config.v1.TCPCheck
-	(*OutlierDetection)(nil),          // 40: portcullis.config.v1.OutlierDetection
-	(*CircuitBreaker)(nil),            // 41: portcullis.config.v1.CircuitBreaker
-	(*AdaptiveConcurrency)(nil),       // 42: portcullis.config.v1.AdaptiveConcurrency
-	(*RetryBudget)(nil),               // 43: portcullis.config.v1.RetryBudget
-	(*DNS)(nil),                       // 44: portcullis.config.v1.DNS
-	(*Endpoint)(nil),                  // 45: portcullis.config.v1.Endpoint
-	(*UpstreamTLS)(nil),               // 46: portcullis.config.v1.UpstreamTLS
-	(*UpstreamTimeouts)(nil),          // 47: portcullis.config.v1.UpstreamTimeouts
-	(*Policy)(nil),                    // 48: portcullis.config.v1.Policy
-	(*JWT)(nil),                       // 49: portcullis.config.v1.JWT
-	(*APIKey)(nil),                    // 50: portcullis.config.v1.APIKey
-	(*Authorize)(nil),                 // 51: portcullis.config.v1.Authorize
-	(*AuthorizeRule)(nil),             // 52: portcullis.config.v1.AuthorizeRule
-	(*RateLimit)(nil),                 // 53: portcullis.config.v1.RateLimit
-	(*Limit)(nil),                     // 54: portcullis.config.v1.Limit
-	(*Headers)(nil),                   // 55: portcullis.config.v1.Headers
-	(*HeaderChanges)(nil),             // 56: portcullis.config.v1.HeaderChanges
-	(*Issuer)(nil),                    // 57: portcullis.config.v1.Issuer
-	(*ClaimNames)(nil),                // 58: portcullis.config.v1.ClaimNames
-	(*KeySet)(nil),                    // 59: portcullis.config.v1.KeySet
-	(*Key)(nil),                       // 60: portcullis.config.v1.Key
-	(*Application)(nil),               // 61: portcullis.config.v1.Application
-	(*Credential)(nil),                // 62: portcullis.config.v1.Credential
-	(*APIKeyCredential)(nil),          // 63: portcullis.config.v1.APIKeyCredential
-	nil,                               // 64: portcullis.config.v1.Metadata.LabelsEntry
-	nil,                               // 65: portcullis.config.v1.Backend.SubsetEntry
-	nil,                               // 66: portcullis.config.v1.Endpoint.LabelsEntry
-	nil,                               // 67: portcullis.config.v1.HeaderChanges.SetEntry
-	nil,                               // 68: portcullis.config.v1.HeaderChanges.AddEntry
-	(*timestamppb.Timestamp)(nil),     // 69: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),       // 70: google.protobuf.Duration
-	(*descriptorpb.FieldOptions)(nil), // 71: google.protobuf.FieldOptions
+	(*RenewalWindow)(nil),             // 18: portcullis.config.v1.RenewalWindow
+	(*ACMEChallenge)(nil),             // 19: portcullis.config.v1.ACMEChallenge
+	(*RequestLimits)(nil),             // 20: portcullis.config.v1.RequestLimits
+	(*Tracing)(nil),                   // 21: portcullis.config.v1.Tracing
+	(*AccessLog)(nil),                 // 22: portcullis.config.v1.AccessLog
+	(*Route)(nil),                     // 23: portcullis.config.v1.Route
+	(*Retries)(nil),                   // 24: portcullis.config.v1.Retries
+	(*Hedging)(nil),                   // 25: portcullis.config.v1.Hedging
+	(*Mirror)(nil),                    // 26: portcullis.config.v1.Mirror
+	(*Match)(nil),                     // 27: portcullis.config.v1.Match
+	(*PathMatch)(nil),                 // 28: portcullis.config.v1.PathMatch
+	(*ValueMatch)(nil),                // 29: portcullis.config.v1.ValueMatch
+	(*Backend)(nil),                   // 30: portcullis.config.v1.Backend
+	(*Timeouts)(nil),                  // 31: portcullis.config.v1.Timeouts
+	(*Revocation)(nil),                // 32: portcullis.config.v1.Revocation
+	(*Upstream)(nil),                  // 33: portcullis.config.v1.Upstream
+	(*Balance)(nil),                   // 34: portcullis.config.v1.Balance
+	(*HashKey)(nil),                   // 35: portcullis.config.v1.HashKey
+	(*Affinity)(nil),                  // 36: portcullis.config.v1.Affinity
+	(*HealthCheck)(nil),               // 37: portcullis.config.v1.HealthCheck
+	(*HTTPCheck)(nil),                 // 38: portcullis.config.v1.HTTPCheck
+	(*GRPCCheck)(nil),                 // 39: portcullis.config.v1.GRPCCheck
+	(*TCPCheck)(nil),                  // 40: portcullis.config.v1.TCPCheck
+	(*OutlierDetection)(nil),          // 41: portcullis.config.v1.OutlierDetection
+	(*CircuitBreaker)(nil),            // 42: portcullis.config.v1.CircuitBreaker
+	(*AdaptiveConcurrency)(nil),       // 43: portcullis.config.v1.AdaptiveConcurrency
+	(*RetryBudget)(nil),               // 44: portcullis.config.v1.RetryBudget
+	(*DNS)(nil),                       // 45: portcullis.config.v1.DNS
+	(*Endpoint)(nil),                  // 46: portcullis.config.v1.Endpoint
+	(*UpstreamTLS)(nil),               // 47: portcullis.config.v1.UpstreamTLS
+	(*UpstreamTimeouts)(nil),          // 48: portcullis.config.v1.UpstreamTimeouts
+	(*Policy)(nil),                    // 49: portcullis.config.v1.Policy
+	(*JWT)(nil),                       // 50: portcullis.config.v1.JWT
+	(*APIKey)(nil),                    // 51: portcullis.config.v1.APIKey
+	(*Authorize)(nil),                 // 52: portcullis.config.v1.Authorize
+	(*AuthorizeRule)(nil),             // 53: portcullis.config.v1.AuthorizeRule
+	(*RateLimit)(nil),                 // 54: portcullis.config.v1.RateLimit
+	(*Limit)(nil),                     // 55: portcullis.config.v1.Limit
+	(*Headers)(nil),                   // 56: portcullis.config.v1.Headers
+	(*HeaderChanges)(nil),             // 57: portcullis.config.v1.HeaderChanges
+	(*Issuer)(nil),                    // 58: portcullis.config.v1.Issuer
+	(*ClaimNames)(nil),                // 59: portcullis.config.v1.ClaimNames
+	(*KeySet)(nil),                    // 60: portcullis.config.v1.KeySet
+	(*Key)(nil),                       // 61: portcullis.config.v1.Key
+	(*Application)(nil),               // 62: portcullis.config.v1.Application
+	(*Credential)(nil),                // 63: portcullis.config.v1.Credential
+	(*APIKeyCredential)(nil),          // 64: portcullis.config.v1.APIKeyCredential
+	nil,                               // 65: portcullis.config.v1.Metadata.LabelsEntry
+	nil,                               // 66: portcullis.config.v1.Backend.SubsetEntry
+	nil,                               // 67: portcullis.config.v1.Endpoint.LabelsEntry
+	nil,                               // 68: portcullis.config.v1.HeaderChanges.SetEntry
+	nil,                               // 69: portcullis.config.v1.HeaderChanges.AddEntry
+	(*timestamppb.Timestamp)(nil),     // 70: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),       // 71: google.protobuf.Duration
+	(*descriptorpb.FieldOptions)(nil), // 72: google.protobuf.FieldOptions
 }
 var file_config_v1_config_proto_depIdxs = []int32{
 	9,   // 0: portcullis.config.v1.Resource.metadata:type_name -> portcullis.config.v1.Metadata
 	10,  // 1: portcullis.config.v1.Resource.workspace:type_name -> portcullis.config.v1.Workspace
 	11,  // 2: portcullis.config.v1.Resource.gateway:type_name -> portcullis.config.v1.Gateway
-	22,  // 3: portcullis.config.v1.Resource.route:type_name -> portcullis.config.v1.Route
-	32,  // 4: portcullis.config.v1.Resource.upstream:type_name -> portcullis.config.v1.Upstream
-	48,  // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.Policy
-	57,  // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
-	61,  // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
-	62,  // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
-	59,  // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
+	23,  // 3: portcullis.config.v1.Resource.route:type_name -> portcullis.config.v1.Route
+	33,  // 4: portcullis.config.v1.Resource.upstream:type_name -> portcullis.config.v1.Upstream
+	49,  // 5: portcullis.config.v1.Resource.policy:type_name -> portcullis.config.v1.Policy
+	58,  // 6: portcullis.config.v1.Resource.issuer:type_name -> portcullis.config.v1.Issuer
+	62,  // 7: portcullis.config.v1.Resource.application:type_name -> portcullis.config.v1.Application
+	63,  // 8: portcullis.config.v1.Resource.credential:type_name -> portcullis.config.v1.Credential
+	60,  // 9: portcullis.config.v1.Resource.key_set:type_name -> portcullis.config.v1.KeySet
 	15,  // 10: portcullis.config.v1.Resource.certificate:type_name -> portcullis.config.v1.Certificate
 	17,  // 11: portcullis.config.v1.Resource.issued_certificate:type_name -> portcullis.config.v1.IssuedCertificate
-	64,  // 12: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
-	48,  // 13: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
-	48,  // 14: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
-	19,  // 15: portcullis.config.v1.Gateway.limits:type_name -> portcullis.config.v1.RequestLimits
-	20,  // 16: portcullis.config.v1.Gateway.tracing:type_name -> portcullis.config.v1.Tracing
-	21,  // 17: portcullis.config.v1.Gateway.access_log:type_name -> portcullis.config.v1.AccessLog
+	65,  // 12: portcullis.config.v1.Metadata.labels:type_name -> portcullis.config.v1.Metadata.LabelsEntry
+	49,  // 13: portcullis.config.v1.Workspace.policies:type_name -> portcullis.config.v1.Policy
+	49,  // 14: portcullis.config.v1.Gateway.policies:type_name -> portcullis.config.v1.Policy
+	20,  // 15: portcullis.config.v1.Gateway.limits:type_name -> portcullis.config.v1.RequestLimits
+	21,  // 16: portcullis.config.v1.Gateway.tracing:type_name -> portcullis.config.v1.Tracing
+	22,  // 17: portcullis.config.v1.Gateway.access_log:type_name -> portcullis.config.v1.AccessLog
 	12,  // 18: portcullis.config.v1.Gateway.listeners:type_name -> portcullis.config.v1.Listener
 	13,  // 19: portcullis.config.v1.Listener.tls:type_name -> portcullis.config.v1.ListenerTLS
 	14,  // 20: portcullis.config.v1.ListenerTLS.client_certificates:type_name -> portcullis.config.v1.ClientCertificates
 	0,   // 21: portcullis.config.v1.ListenerTLS.min_version:type_name -> portcullis.config.v1.TLSVersion
 	16,  // 22: portcullis.config.v1.Certificate.acme:type_name -> portcullis.config.v1.ACME
-	69,  // 23: portcullis.config.v1.IssuedCertificate.issued_at:type_name -> google.protobuf.Timestamp
-	69,  // 24: portcullis.config.v1.IssuedCertificate.refresh_at:type_name -> google.protobuf.Timestamp
-	18,  // 25: portcullis.config.v1.IssuedCertificate.challenges:type_name -> portcullis.config.v1.ACMEChallenge
+	70,  // 23: portcullis.config.v1.IssuedCertificate.issued_at:type_name -> google.protobuf.Timestamp
+	70,  // 24: portcullis.config.v1.IssuedCertificate.refresh_at:type_name -> google.protobuf.Timestamp
+	19,  // 25: portcullis.config.v1.IssuedCertificate.challenges:type_name -> portcullis.config.v1.ACMEChallenge
 	16,  // 26: portcullis.config.v1.IssuedCertificate.ordered:type_name -> portcullis.config.v1.ACME
-	26,  // 27: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
-	48,  // 28: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
-	29,  // 29: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
-	30,  // 30: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
-	31,  // 31: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
-	23,  // 32: portcullis.config.v1.Route.retries:type_name -> portcullis.config.v1.Retries
-	24,  // 33: portcullis.config.v1.Route.hedging:type_name -> portcullis.config.v1.Hedging
-	25,  // 34: portcullis.config.v1.Route.mirrors:type_name -> portcullis.config.v1.Mirror
-	2,   // 35: portcullis.config.v1.Route.criticality:type_name -> portcullis.config.v1.Criticality
-	1,   // 36: portcullis.config.v1.Retries.on:type_name -> portcullis.config.v1.RetryOn
-	70,  // 37: portcullis.config.v1.Retries.backoff:type_name -> google.protobuf.Duration
-	70,  // 38: portcullis.config.v1.Hedging.delay:type_name -> google.protobuf.Duration
-	27,  // 39: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
-	28,  // 40: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
-	28,  // 41: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
-	65,  // 42: portcullis.config.v1.Backend.subset:type_name -> portcullis.config.v1.Backend.SubsetEntry
-	70,  // 43: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
-	70,  // 44: portcullis.config.v1.Timeouts.attempt:type_name -> google.protobuf.Duration
-	70,  // 45: portcullis.config.v1.Timeouts.idle:type_name -> google.protobuf.Duration
-	70,  // 46: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
-	3,   // 47: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
-	45,  // 48: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
-	46,  // 49: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
-	47,  // 50: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
-	4,   // 51: portcullis.config.v1.Upstream.protocol:type_name -> portcullis.config.v1.UpstreamProtocol
-	33,  // 52: portcullis.config.v1.Upstream.balance:type_name -> portcullis.config.v1.Balance
-	36,  // 53: portcullis.config.v1.Upstream.health_check:type_name -> portcullis.config.v1.HealthCheck
-	40,  // 54: portcullis.config.v1.Upstream.outlier_detection:type_name -> portcullis.config.v1.OutlierDetection
-	41,  // 55: portcullis.config.v1.Upstream.circuit_breaker:type_name -> portcullis.config.v1.CircuitBreaker
-	42,  // 56: portcullis.config.v1.Upstream.adaptive_concurrency:type_name -> portcullis.config.v1.AdaptiveConcurrency
-	43,  // 57: portcullis.config.v1.Upstream.retry_budget:type_name -> portcullis.config.v1.RetryBudget
-	44,  // 58: portcullis.config.v1.Upstream.dns:type_name -> portcullis.config.v1.DNS
-	5,   // 59: portcullis.config.v1.Balance.algorithm:type_name -> portcullis.config.v1.Algorithm
-	34,  // 60: portcullis.config.v1.Balance.hash:type_name -> portcullis.config.v1.HashKey
-	70,  // 61: portcullis.config.v1.Balance.slow_start:type_name -> google.protobuf.Duration
-	35,  // 62: portcullis.config.v1.Balance.affinity:type_name -> portcullis.config.v1.Affinity
-	70,  // 63: portcullis.config.v1.Affinity.max_age:type_name -> google.protobuf.Duration
-	37,  // 64: portcullis.config.v1.HealthCheck.http:type_name -> portcullis.config.v1.HTTPCheck
-	38,  // 65: portcullis.config.v1.HealthCheck.grpc:type_name -> portcullis.config.v1.GRPCCheck
-	39,  // 66: portcullis.config.v1.HealthCheck.tcp:type_name -> portcullis.config.v1.TCPCheck
-	70,  // 67: portcullis.config.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
-	70,  // 68: portcullis.config.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
-	70,  // 69: portcullis.config.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
-	70,  // 70: portcullis.config.v1.OutlierDetection.ejection:type_name -> google.protobuf.Duration
-	70,  // 71: portcullis.config.v1.OutlierDetection.max_ejection:type_name -> google.protobuf.Duration
-	70,  // 72: portcullis.config.v1.DNS.refresh:type_name -> google.protobuf.Duration
-	66,  // 73: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
-	6,   // 74: portcullis.config.v1.Endpoint.resolve:type_name -> portcullis.config.v1.Resolve
-	70,  // 75: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
-	70,  // 76: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
-	49,  // 77: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
-	50,  // 78: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
-	51,  // 79: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
-	53,  // 80: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
-	55,  // 81: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
-	52,  // 82: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
-	54,  // 83: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
-	7,   // 84: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
-	70,  // 85: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
-	56,  // 86: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
-	56,  // 87: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
-	67,  // 88: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
-	68,  // 89: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
-	70,  // 90: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
-	70,  // 91: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
-	58,  // 92: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
-	60,  // 93: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
-	69,  // 94: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
-	69,  // 95: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
-	69,  // 96: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
-	63,  // 97: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
-	69,  // 98: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
-	69,  // 99: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
-	71,  // 100: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
-	101, // [101:101] is the sub-list for method output_type
-	101, // [101:101] is the sub-list for method input_type
-	101, // [101:101] is the sub-list for extension type_name
-	100, // [100:101] is the sub-list for extension extendee
-	0,   // [0:100] is the sub-list for field type_name
+	18,  // 27: portcullis.config.v1.IssuedCertificate.suggested:type_name -> portcullis.config.v1.RenewalWindow
+	70,  // 28: portcullis.config.v1.RenewalWindow.start:type_name -> google.protobuf.Timestamp
+	70,  // 29: portcullis.config.v1.RenewalWindow.end:type_name -> google.protobuf.Timestamp
+	27,  // 30: portcullis.config.v1.Route.matches:type_name -> portcullis.config.v1.Match
+	49,  // 31: portcullis.config.v1.Route.policies:type_name -> portcullis.config.v1.Policy
+	30,  // 32: portcullis.config.v1.Route.backends:type_name -> portcullis.config.v1.Backend
+	31,  // 33: portcullis.config.v1.Route.timeouts:type_name -> portcullis.config.v1.Timeouts
+	32,  // 34: portcullis.config.v1.Route.revocation:type_name -> portcullis.config.v1.Revocation
+	24,  // 35: portcullis.config.v1.Route.retries:type_name -> portcullis.config.v1.Retries
+	25,  // 36: portcullis.config.v1.Route.hedging:type_name -> portcullis.config.v1.Hedging
+	26,  // 37: portcullis.config.v1.Route.mirrors:type_name -> portcullis.config.v1.Mirror
+	2,   // 38: portcullis.config.v1.Route.criticality:type_name -> portcullis.config.v1.Criticality
+	1,   // 39: portcullis.config.v1.Retries.on:type_name -> portcullis.config.v1.RetryOn
+	71,  // 40: portcullis.config.v1.Retries.backoff:type_name -> google.protobuf.Duration
+	71,  // 41: portcullis.config.v1.Hedging.delay:type_name -> google.protobuf.Duration
+	28,  // 42: portcullis.config.v1.Match.path:type_name -> portcullis.config.v1.PathMatch
+	29,  // 43: portcullis.config.v1.Match.headers:type_name -> portcullis.config.v1.ValueMatch
+	29,  // 44: portcullis.config.v1.Match.query:type_name -> portcullis.config.v1.ValueMatch
+	66,  // 45: portcullis.config.v1.Backend.subset:type_name -> portcullis.config.v1.Backend.SubsetEntry
+	71,  // 46: portcullis.config.v1.Timeouts.request:type_name -> google.protobuf.Duration
+	71,  // 47: portcullis.config.v1.Timeouts.attempt:type_name -> google.protobuf.Duration
+	71,  // 48: portcullis.config.v1.Timeouts.idle:type_name -> google.protobuf.Duration
+	71,  // 49: portcullis.config.v1.Revocation.max_staleness:type_name -> google.protobuf.Duration
+	3,   // 50: portcullis.config.v1.Revocation.on_stale:type_name -> portcullis.config.v1.OnStale
+	46,  // 51: portcullis.config.v1.Upstream.endpoints:type_name -> portcullis.config.v1.Endpoint
+	47,  // 52: portcullis.config.v1.Upstream.tls:type_name -> portcullis.config.v1.UpstreamTLS
+	48,  // 53: portcullis.config.v1.Upstream.timeouts:type_name -> portcullis.config.v1.UpstreamTimeouts
+	4,   // 54: portcullis.config.v1.Upstream.protocol:type_name -> portcullis.config.v1.UpstreamProtocol
+	34,  // 55: portcullis.config.v1.Upstream.balance:type_name -> portcullis.config.v1.Balance
+	37,  // 56: portcullis.config.v1.Upstream.health_check:type_name -> portcullis.config.v1.HealthCheck
+	41,  // 57: portcullis.config.v1.Upstream.outlier_detection:type_name -> portcullis.config.v1.OutlierDetection
+	42,  // 58: portcullis.config.v1.Upstream.circuit_breaker:type_name -> portcullis.config.v1.CircuitBreaker
+	43,  // 59: portcullis.config.v1.Upstream.adaptive_concurrency:type_name -> portcullis.config.v1.AdaptiveConcurrency
+	44,  // 60: portcullis.config.v1.Upstream.retry_budget:type_name -> portcullis.config.v1.RetryBudget
+	45,  // 61: portcullis.config.v1.Upstream.dns:type_name -> portcullis.config.v1.DNS
+	5,   // 62: portcullis.config.v1.Balance.algorithm:type_name -> portcullis.config.v1.Algorithm
+	35,  // 63: portcullis.config.v1.Balance.hash:type_name -> portcullis.config.v1.HashKey
+	71,  // 64: portcullis.config.v1.Balance.slow_start:type_name -> google.protobuf.Duration
+	36,  // 65: portcullis.config.v1.Balance.affinity:type_name -> portcullis.config.v1.Affinity
+	71,  // 66: portcullis.config.v1.Affinity.max_age:type_name -> google.protobuf.Duration
+	38,  // 67: portcullis.config.v1.HealthCheck.http:type_name -> portcullis.config.v1.HTTPCheck
+	39,  // 68: portcullis.config.v1.HealthCheck.grpc:type_name -> portcullis.config.v1.GRPCCheck
+	40,  // 69: portcullis.config.v1.HealthCheck.tcp:type_name -> portcullis.config.v1.TCPCheck
+	71,  // 70: portcullis.config.v1.HealthCheck.interval:type_name -> google.protobuf.Duration
+	71,  // 71: portcullis.config.v1.HealthCheck.timeout:type_name -> google.protobuf.Duration
+	71,  // 72: portcullis.config.v1.OutlierDetection.interval:type_name -> google.protobuf.Duration
+	71,  // 73: portcullis.config.v1.OutlierDetection.ejection:type_name -> google.protobuf.Duration
+	71,  // 74: portcullis.config.v1.OutlierDetection.max_ejection:type_name -> google.protobuf.Duration
+	71,  // 75: portcullis.config.v1.DNS.refresh:type_name -> google.protobuf.Duration
+	67,  // 76: portcullis.config.v1.Endpoint.labels:type_name -> portcullis.config.v1.Endpoint.LabelsEntry
+	6,   // 77: portcullis.config.v1.Endpoint.resolve:type_name -> portcullis.config.v1.Resolve
+	71,  // 78: portcullis.config.v1.UpstreamTimeouts.connect:type_name -> google.protobuf.Duration
+	71,  // 79: portcullis.config.v1.UpstreamTimeouts.idle:type_name -> google.protobuf.Duration
+	50,  // 80: portcullis.config.v1.Policy.jwt:type_name -> portcullis.config.v1.JWT
+	51,  // 81: portcullis.config.v1.Policy.api_key:type_name -> portcullis.config.v1.APIKey
+	52,  // 82: portcullis.config.v1.Policy.authorize:type_name -> portcullis.config.v1.Authorize
+	54,  // 83: portcullis.config.v1.Policy.rate_limit:type_name -> portcullis.config.v1.RateLimit
+	56,  // 84: portcullis.config.v1.Policy.headers:type_name -> portcullis.config.v1.Headers
+	53,  // 85: portcullis.config.v1.Authorize.rules:type_name -> portcullis.config.v1.AuthorizeRule
+	55,  // 86: portcullis.config.v1.RateLimit.limits:type_name -> portcullis.config.v1.Limit
+	7,   // 87: portcullis.config.v1.RateLimit.on_partition:type_name -> portcullis.config.v1.OnPartition
+	71,  // 88: portcullis.config.v1.Limit.window:type_name -> google.protobuf.Duration
+	57,  // 89: portcullis.config.v1.Headers.request:type_name -> portcullis.config.v1.HeaderChanges
+	57,  // 90: portcullis.config.v1.Headers.response:type_name -> portcullis.config.v1.HeaderChanges
+	68,  // 91: portcullis.config.v1.HeaderChanges.set:type_name -> portcullis.config.v1.HeaderChanges.SetEntry
+	69,  // 92: portcullis.config.v1.HeaderChanges.add:type_name -> portcullis.config.v1.HeaderChanges.AddEntry
+	71,  // 93: portcullis.config.v1.Issuer.clock_skew:type_name -> google.protobuf.Duration
+	71,  // 94: portcullis.config.v1.Issuer.max_lifetime:type_name -> google.protobuf.Duration
+	59,  // 95: portcullis.config.v1.Issuer.claims:type_name -> portcullis.config.v1.ClaimNames
+	61,  // 96: portcullis.config.v1.KeySet.keys:type_name -> portcullis.config.v1.Key
+	70,  // 97: portcullis.config.v1.KeySet.fetched_at:type_name -> google.protobuf.Timestamp
+	70,  // 98: portcullis.config.v1.KeySet.stale_at:type_name -> google.protobuf.Timestamp
+	70,  // 99: portcullis.config.v1.KeySet.refresh_at:type_name -> google.protobuf.Timestamp
+	64,  // 100: portcullis.config.v1.Credential.api_key:type_name -> portcullis.config.v1.APIKeyCredential
+	70,  // 101: portcullis.config.v1.Credential.expires_at:type_name -> google.protobuf.Timestamp
+	70,  // 102: portcullis.config.v1.Credential.created_at:type_name -> google.protobuf.Timestamp
+	72,  // 103: portcullis.config.v1.secret:extendee -> google.protobuf.FieldOptions
+	104, // [104:104] is the sub-list for method output_type
+	104, // [104:104] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	103, // [103:104] is the sub-list for extension extendee
+	0,   // [0:103] is the sub-list for field type_name
 }
 
 func init() { file_config_v1_config_proto_init() }
@@ -5465,35 +5548,35 @@ func file_config_v1_config_proto_init() {
 		(*Resource_Certificate)(nil),
 		(*Resource_IssuedCertificate)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[12].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[17].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[19].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[18].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{
 		(*PathMatch_Exact)(nil),
 		(*PathMatch_Prefix)(nil),
 		(*PathMatch_Template)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[20].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{
 		(*ValueMatch_Exact)(nil),
 		(*ValueMatch_Regex)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[21].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[24].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[22].OneofWrappers = []any{}
 	file_config_v1_config_proto_msgTypes[25].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[26].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[26].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[27].OneofWrappers = []any{
 		(*HashKey_Header)(nil),
 		(*HashKey_Cookie)(nil),
 		(*HashKey_Address)(nil),
 		(*HashKey_Claim)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[28].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[29].OneofWrappers = []any{
 		(*HealthCheck_Http)(nil),
 		(*HealthCheck_Grpc)(nil),
 		(*HealthCheck_Tcp)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[32].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[35].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[37].OneofWrappers = []any{}
-	file_config_v1_config_proto_msgTypes[40].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[33].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[36].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[38].OneofWrappers = []any{}
+	file_config_v1_config_proto_msgTypes[41].OneofWrappers = []any{
 		(*Policy_Ref)(nil),
 		(*Policy_Jwt)(nil),
 		(*Policy_ApiKey)(nil),
@@ -5501,7 +5584,7 @@ func file_config_v1_config_proto_init() {
 		(*Policy_RateLimit)(nil),
 		(*Policy_Headers)(nil),
 	}
-	file_config_v1_config_proto_msgTypes[54].OneofWrappers = []any{
+	file_config_v1_config_proto_msgTypes[55].OneofWrappers = []any{
 		(*Credential_ApiKey)(nil),
 	}
 	type x struct{}
@@ -5510,7 +5593,7 @@ func file_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_config_v1_config_proto_rawDesc), len(file_config_v1_config_proto_rawDesc)),
 			NumEnums:      8,
-			NumMessages:   61,
+			NumMessages:   62,
 			NumExtensions: 1,
 			NumServices:   0,
 		},
