@@ -4,69 +4,125 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"flag"
 	"fmt"
-	"io"
 	"os"
-	"path/filepath"
+	"strings"
 	"time"
-
-	"go.yaml.in/yaml/v4"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/protobuf/types/known/durationpb"
-
-	"portcullis.dev/portcullis/pkg/config"
-	"portcullis.dev/portcullis/pkg/identity"
-	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
-	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// changedEach is how many of the routes each apply changes; all are sent.
-const changedEach = 100
+const (
+	// applyLasts is how long a window is; an apply falls into each of its seconds.
+	applyLasts = 3 * time.Second
+	// applyPairs is how many windows of either kind each round is worth.
+	applyPairs = 2
+)
 
-// applying measures the p99 at half of saturation while all routes are applied
-// every second, as a multiple of the p99 without.
-func (m *run) applying(ctx context.Context) reading {
-	r := reading{figure: "p99 at half of saturation, 10,000 routes applied every second: of undisturbed"}
-	for _, p := range m.peers {
-		if p.name == "portcullis" {
-			r.value, r.note, r.err = m.applyingTo(ctx, p)
-			say("%s: %.2f %s %v", r.figure, r.value, r.note, r.err)
-			return r
-		}
-	}
-	r.err = errors.New("portcullis: " + m.absent["portcullis"])
-	return r
+// applyWindow is a window at half of saturation.
+type applyWindow struct {
+	paced
+	// CPU is the node's processor time.
+	CPU time.Duration `json:"cpu_ns"`
+	// Applies ended in the window, the slowest took Slowest until the node ran it.
+	Applies int           `json:"applies"`
+	Slowest time.Duration `json:"slowest_ns"`
+	disturbance
 }
 
-func (m *run) applyingTo(ctx context.Context, p peer) (ratio float64, note string, err error) {
-	g, err := m.rig.gateway(ctx, p, setupMyriad)
-	if err != nil {
-		return 0, "", err
+// applyReading is p99 at half of saturation while 10,000 routes are applied every
+// second, beside p99 without: windows of either kind in turn.
+type applyReading struct {
+	Rate     float64       `json:"rate"`
+	Calm     []applyWindow `json:"calm"`
+	Applying []applyWindow `json:"applying"`
+	err      error
+}
+
+// applying measures in a cluster of its own: its control plane gives way to load
+// and upstream, with whom it shares processors, and so does its operator. Else
+// their delays would be taken for the gateway's.
+func (m *run) applying(ctx context.Context) *applyReading {
+	all := &applyReading{}
+	if why, absent := m.absent["portcullis"]; absent {
+		all.err = errors.New("portcullis: " + why)
+		return all
+	}
+	all.err = m.applyingTo(ctx, all)
+	return all
+}
+
+func (m *run) applyingTo(ctx context.Context, all *applyReading) error {
+	c := m.rig.cluster(applyScenario, setupMyriad, string(setupMyriad))
+	c.givesWay = true
+	if err := c.start(ctx, m.rig); err != nil {
+		return err
+	}
+	defer c.stop()
+	g := c.gateway()
+	if err := m.rig.proves(ctx, g, setupMyriad); err != nil {
+		return err
 	}
 	path := setupMyriad.prefix(0) + smallPath
-	full, err := m.rig.send(ctx, g.address, shape{path: path}, m.rig.options.duration)
+	full, _, err := quietest(&m.windows, func() (slice, disturbance, error) { return m.window(ctx, g, shape{path: path}) })
 	if err != nil {
-		return 0, "", err
+		return err
 	}
-	lasts := 2 * m.rig.options.duration
-	calm, err := m.paced(ctx, g.address, path, full.rate/2, lasts)
+	all.Rate = float64(full.Requests) / full.Lasted.Seconds() / 2
+	for pair := range applyPairs * m.rig.options.rounds {
+		// Either kind is first in every other pair.
+		for i := range 2 {
+			with := (pair+i)%2 == 1
+			one, seen, err := quietest(&m.windows, func() (applyWindow, disturbance, error) { return m.applyWindow(ctx, g, path, all.Rate, with) })
+			if err != nil {
+				return err
+			}
+			one.disturbance = seen
+			kind := &all.Calm
+			if with {
+				kind = &all.Applying
+			}
+			*kind = append(*kind, one)
+			say("apply %d  applied %v  p50 %v  p99 %v  %d applies, slowest %v, node %v", pair+1, with, one.P50, one.P99, one.Applies, one.Slowest.Round(time.Millisecond), one.CPU)
+		}
+	}
+	if values := all.ratios(); m.rig.options.profiles && spreadOf(values).Median > applyBound {
+		m.profileApplying(ctx, g, path, all.Rate)
+	}
+	return nil
+}
+
+// applyWindow measures one window, with or without an operator who applies. Only
+// steal disturbs it: control plane and operator are other processes.
+func (m *run) applyWindow(ctx context.Context, g *gateway, path string, rate float64, with bool) (one applyWindow, d disturbance, err error) {
+	var o *process
+	if with {
+		if o, err = m.reapplying(ctx, g.cluster); err != nil {
+			return one, d, err
+		}
+		defer o.stop()
+	}
+	before, err := observe([]*process{g.process})
 	if err != nil {
-		return 0, "", err
+		return one, d, err
 	}
-	finish, err := m.reapplying(g.cluster)
+	began := time.Now()
+	if one.paced, err = m.paced(ctx, g.address, path, rate, applyLasts); err != nil {
+		return one, d, err
+	}
+	ended := time.Now()
+	after, err := observe([]*process{g.process})
 	if err != nil {
-		return 0, "", err
+		return one, d, err
 	}
-	disturbed, err := m.paced(ctx, g.address, path, full.rate/2, lasts)
-	done, failed := finish()
-	if err := errors.Join(err, failed); err != nil {
-		return 0, "", err
+	if d, err = before.host.between(after.host, 0); err != nil {
+		return one, d, err
 	}
-	note = fmt.Sprintf("%.0f requests/s, p99 %v undisturbed, %v disturbed; %d applies, %d routes changed by each, slowest until enforced %v", full.rate/2,
-		calm.P99.Round(time.Microsecond), disturbed.P99.Round(time.Microsecond), done.Count, changedEach, done.Slowest.Round(time.Millisecond))
-	return float64(disturbed.P99) / float64(calm.P99), note, nil
+	d.Foreign = 0
+	one.CPU = after.gateway.cpu - before.gateway.cpu
+	if with {
+		o.stop()
+		one.Applies, one.Slowest, err = countApplies(o.said.raw(), began, ended)
+	}
+	return one, d, err
 }
 
 // paced runs the open-loop sender as a process of its own.
@@ -75,7 +131,7 @@ func (m *run) paced(ctx context.Context, address, path string, rate float64, las
 	if err != nil {
 		return out, err
 	}
-	text, err := m.rig.tool(ctx, self, "pace", "-address", address, "-path", path, "-rate", fmt.Sprint(rate),
+	text, _, err := m.rig.tool(ctx, self, "pace", "-address", address, "-path", path, "-rate", fmt.Sprint(rate),
 		"-connections", fmt.Sprint(m.rig.options.connections), "-duration", lasts.String())
 	if err != nil {
 		return out, err
@@ -83,136 +139,77 @@ func (m *run) paced(ctx context.Context, address, path string, rate float64, las
 	return out, json.Unmarshal([]byte(text), &out)
 }
 
-// operator changes a cluster's configuration.
-type operator struct {
-	conn   *grpc.ClientConn
-	client adminv1.AdminServiceClient
-}
-
-// bearer sends the first operator's credential with each call.
-type bearer string
-
-func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
-	return map[string]string{"authorization": "Bearer " + string(b)}, nil
-}
-
-func (bearer) RequireTransportSecurity() bool { return true }
-
-// dialOperator connects as the context file of a control plane says.
-func dialOperator(dir string) (*operator, error) {
-	data, err := os.ReadFile(filepath.Join(dir, "cp", "context.yaml"))
-	if err != nil {
-		return nil, err
-	}
-	var file struct{ Address, CA, Credential string }
-	if err := yaml.Unmarshal(data, &file); err != nil {
-		return nil, err
-	}
-	secure, err := identity.ClientAdmin([]byte(file.CA))
-	if err != nil {
-		return nil, err
-	}
-	const most = 64 << 20
-	conn, err := grpc.NewClient("passthrough:///"+file.Address, grpc.WithTransportCredentials(credentials.NewTLS(secure)),
-		grpc.WithPerRPCCredentials(bearer(file.Credential)), grpc.WithDefaultCallOptions(grpc.MaxCallSendMsgSize(most), grpc.MaxCallRecvMsgSize(most)))
-	if err != nil {
-		return nil, err
-	}
-	return &operator{conn, adminv1.NewAdminServiceClient(conn)}, nil
-}
-
-func (o *operator) close() { _ = o.conn.Close() }
-
-// applies is what a series of applies came to.
-type applies struct {
-	Count   int           `json:"count"`
-	Slowest time.Duration `json:"slowest_ns"`
-}
-
-// reapplying starts an operator who applies all routes every second, as a process
-// that yields to load and upstream: they share its processor, and their delay
-// would be taken for the gateway's. The returned function ends it.
-func (m *run) reapplying(c *portcullis) (finish func() (applies, error), err error) {
+// reapplying starts an operator who applies all routes every second, and returns
+// when the first apply is through.
+func (m *run) reapplying(ctx context.Context, c *portcullis) (*process, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
 	}
-	p, err := launch(command{name: "reapply", args: []string{"nice", "-n", "19", self, "reapply", "-dir", c.dir}, cpus: m.rig.options.loadCPUs})
+	p, err := launch(command{name: "reapply", args: []string{self, "idle", self, "reapply", "-dir", c.dir}, cpus: m.rig.options.loadCPUs})
 	if err != nil {
 		return nil, err
 	}
-	return func() (done applies, err error) {
-		p.stop()
-		if err := json.Unmarshal([]byte(p.said.String()), &done); err != nil {
-			return done, fmt.Errorf("reapply: %s", &p.said)
+	err = p.until(ctx, startLimit, func() error {
+		if !p.said.has("\n") {
+			return errors.New("it has applied nothing")
 		}
-		return done, nil
-	}, nil
-}
-
-// reapply applies all routes of the set-up with 10,000 every second until ctx
-// ends, and prints what that came to; an apply that takes longer delays the next.
-func reapply(ctx context.Context, args []string, out io.Writer) error {
-	flags := flag.NewFlagSet("reapply", flag.ContinueOnError)
-	dir := flags.String("dir", "", "folder of the cluster")
-	if err := flags.Parse(args); err != nil {
-		return err
-	}
-	o, err := dialOperator(*dir)
-	if err != nil {
-		return err
-	}
-	defer o.close()
-	routes := make([]*configv1.Resource, setupMyriad.routes())
-	for i := range routes {
-		routes[i] = myriadRoute(i)
-	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for done := (applies{}); ; {
-		for i := range changedEach {
-			routes[(done.Count*changedEach+i)%len(routes)].GetRoute().Priority = int32(time.Now().UnixMicro() % 1_000_000_000)
-		}
-		took, err := o.apply(ctx, routes)
-		switch {
-		case ctx.Err() != nil:
-			return json.NewEncoder(out).Encode(done)
-		case err != nil:
-			return err
-		}
-		done.Count++
-		done.Slowest = max(done.Slowest, took)
-		select {
-		case <-ctx.Done():
-			return json.NewEncoder(out).Encode(done)
-		case <-tick.C:
-		}
-	}
-}
-
-// apply applies resources and returns after how long every node ran them.
-func (o *operator) apply(ctx context.Context, resources []*configv1.Resource) (time.Duration, error) {
-	began := time.Now()
-	resp, err := o.client.Apply(ctx, &adminv1.ApplyRequest{
-		Change: &adminv1.Change{Upserts: resources}, Reason: "peers", WaitFor: durationpb.New(10 * time.Second),
+		return nil
 	})
 	if err != nil {
-		return 0, err
+		p.stop()
+		return nil, err
 	}
-	if !resp.GetConvergence().GetConverged() {
-		return 0, fmt.Errorf("not converged: %v", resp.GetConvergence().GetBehind())
-	}
-	return time.Since(began), nil
+	return p, nil
 }
 
-// myriadRoute is route number i as the set-up's YAML has it.
-func myriadRoute(i int) *configv1.Resource {
-	return &configv1.Resource{
-		Metadata: &configv1.Metadata{Workspace: config.DefaultWorkspace, Name: fmt.Sprint("route-", i)},
-		Spec: &configv1.Resource_Route{Route: &configv1.Route{
-			Public:   true,
-			Matches:  []*configv1.Match{{Path: &configv1.PathMatch{Kind: &configv1.PathMatch_Prefix{Prefix: setupMyriad.prefix(i)}}}},
-			Backends: []*configv1.Backend{{Upstream: "up"}},
-		}},
+// countApplies reads what the operator said: which applies ended in a window.
+func countApplies(said string, began, ended time.Time) (n int, slowest time.Duration, err error) {
+	for line := range strings.Lines(said) {
+		var one applied
+		if err := json.Unmarshal([]byte(line), &one); err != nil {
+			return 0, 0, fmt.Errorf("reapply: %s", said)
+		}
+		if !one.Ended.Before(began) && !one.Ended.After(ended) {
+			n++
+			slowest = max(slowest, one.Took)
+		}
 	}
+	return n, slowest, nil
+}
+
+// ratios are p99 with applies over p99 without, pair by pair.
+func (a *applyReading) ratios() []float64 {
+	p99 := func(all []applyWindow) (out []float64) {
+		for _, each := range all {
+			out = append(out, float64(each.P99))
+		}
+		return out
+	}
+	return ratios(p99(a.Applying), p99(a.Calm))
+}
+
+// note says what the ratio comes from.
+func (a *applyReading) note() string {
+	over := func(all []applyWindow, of func(applyWindow) float64) spread {
+		values := make([]float64, len(all))
+		for i, each := range all {
+			values[i] = of(each)
+		}
+		return spreadOf(values)
+	}
+	micros := func(w applyWindow) float64 { return microseconds(w.P99) }
+	cpu := func(w applyWindow) float64 { return w.CPU.Seconds() / applyLasts.Seconds() }
+	n, slowest := 0, time.Duration(0)
+	for _, each := range a.Applying {
+		n, slowest = n+each.Applies, max(slowest, each.Slowest)
+	}
+	seconds := len(a.Applying) * int(applyLasts.Seconds())
+	text := fmt.Sprintf("%.0f requests/s, p99 %s µs undisturbed, %s µs while applied; %d applies in %d s, %d routes changed by each, slowest until enforced %v; node busy %.0f %%, %.0f %% while applied",
+		a.Rate, over(a.Calm, micros).digits(0), over(a.Applying, micros).digits(0), n, seconds, changedEach, slowest.Round(time.Millisecond),
+		100*over(a.Calm, cpu).Median, 100*over(a.Applying, cpu).Median)
+	if n < seconds {
+		text = "NOT EVERY SECOND: " + text
+	}
+	return text
 }

@@ -36,6 +36,8 @@ type sample struct {
 	requests int
 	rate     float64
 	p50, p99 time.Duration
+	// spent is the load generator's own processor time.
+	spent time.Duration
 }
 
 // outcome is a sample and what makes it worthless: requests that failed.
@@ -86,11 +88,13 @@ func (r *rig) wrk(ctx context.Context, address string, s shape, duration time.Du
 	if s.lines != "" {
 		args = append(args, "--", s.lines)
 	}
-	out, err := r.tool(ctx, "wrk", args...)
+	out, spent, err := r.tool(ctx, "wrk", args...)
 	if err != nil {
 		return outcome{}, err
 	}
-	return parseWrk(out)
+	parsed, err := parseWrk(out)
+	parsed.spent = spent
+	return parsed, err
 }
 
 func (r *rig) h2load(ctx context.Context, address string, s shape, duration time.Duration) (outcome, error) {
@@ -99,7 +103,7 @@ func (r *rig) h2load(ctx context.Context, address string, s shape, duration time
 		return outcome{}, err
 	}
 	clients := max(1, r.options.connections/streams)
-	out, err := r.tool(ctx, "h2load", "-t1", fmt.Sprintf("-c%d", clients), fmt.Sprintf("-m%d", streams),
+	out, spent, err := r.tool(ctx, "h2load", "-t1", fmt.Sprintf("-c%d", clients), fmt.Sprintf("-m%d", streams),
 		"-D", strconv.Itoa(int(duration.Seconds())), "--log-file", times, "https://"+address+s.path)
 	if err != nil {
 		return outcome{}, err
@@ -108,6 +112,7 @@ func (r *rig) h2load(ctx context.Context, address string, s shape, duration time
 	if err != nil {
 		return outcome{}, err
 	}
+	parsed.spent = spent
 	file, err := os.Open(times)
 	if err != nil {
 		return outcome{}, err
@@ -118,13 +123,14 @@ func (r *rig) h2load(ctx context.Context, address string, s shape, duration time
 }
 
 // tool runs a load generator on the processors for load, which this process is
-// pinned to.
-func (r *rig) tool(ctx context.Context, name string, args ...string) (string, error) {
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+// pinned to, and returns what it said and how much processor time it had.
+func (r *rig) tool(ctx context.Context, name string, args ...string) (said string, spent time.Duration, err error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	out, err := cmd.CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("%s: %w: %.300s", name, err, out)
+		return "", 0, fmt.Errorf("%s: %w: %.300s", name, err, out)
 	}
-	return string(out), nil
+	return string(out), cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime(), nil
 }
 
 var (

@@ -27,12 +27,12 @@ func TestParseWrk(t *testing.T) {
 		want       outcome
 		fails      bool
 	}{
-		{"as it is", wrkSaid, outcome{sample: sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond}}, false},
-		{"slow", strings.Replace(wrkSaid, "1.57ms", "1.25s", 1), outcome{sample: sample{75800, 68925.70, 41 * time.Microsecond, 1250 * time.Millisecond}}, false},
+		{"as it is", wrkSaid, outcome{sample: sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond, 0}}, false},
+		{"slow", strings.Replace(wrkSaid, "1.57ms", "1.25s", 1), outcome{sample: sample{75800, 68925.70, 41 * time.Microsecond, 1250 * time.Millisecond, 0}}, false},
 		{"refused", strings.Replace(wrkSaid, "Requests/sec", "  Non-2xx or 3xx responses: 12\nRequests/sec", 1),
-			outcome{sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond}, "Non-2xx or 3xx responses: 12"}, false},
+			outcome{sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond, 0}, "Non-2xx or 3xx responses: 12"}, false},
 		{"cut off", strings.Replace(wrkSaid, "Requests/sec", "  Socket errors: connect 0, read 3, write 0, timeout 0\nRequests/sec", 1),
-			outcome{sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond}, "Socket errors: connect 0, read 3, write 0, timeout 0"}, false},
+			outcome{sample{75800, 68925.70, 41 * time.Microsecond, 1570 * time.Microsecond, 0}, "Socket errors: connect 0, read 3, write 0, timeout 0"}, false},
 		{"no latency", strings.Replace(wrkSaid, "99%", "98%", 1), outcome{}, true},
 		{"no connection", "unable to connect to 127.0.0.1:1 Connection refused\n", outcome{}, true},
 		{"empty", "", outcome{}, true},

@@ -1,10 +1,29 @@
 // Command peers measures Portcullis side by side with other gateways: the
 // processor time of the gateway's process per request, with rate, latency and
-// memory beside it, all in one run, in interleaved rounds. It owns how a peer is
-// set up, loaded and accounted for, and the targets as ratios within the run; it
-// knows no figure's value. A peer that is not installed is named, with how to get
-// it, and its rows are not measured; -strict makes that, and what is short of its
-// target, an error.
+// memory beside it, all in one run. It owns how a peer is set up, loaded and
+// accounted for, and the targets as ratios within the run; it knows no figure's
+// value. A peer that is not installed is named, with how to get it, and its rows
+// are not measured; -strict makes that, and what is short of its target, an error.
+//
+// What a machine of few shared processors does to a figure is far more than what
+// gateways differ by. So, for all of them alike:
+//
+//   - A window that the hypervisor or another process has disturbed is thrown away
+//     and measured again, a bounded number of times; the report counts both what
+//     was thrown away and what stayed disturbed. Steal and processor time of others
+//     are read from /proc/stat; pressure (PSI) tells nothing here, since the load
+//     queues for its processor by design.
+//   - What a target compares is measured within a minute, in slices of a second in
+//     changing order, and a ratio is taken within a round. Our own plain is measured
+//     again beside whatever is compared with it.
+//   - The load's processors never sleep: a child spins on each when nobody wants it
+//     (SCHED_IDLE). Else a gateway pays for waking them, and the more the slower it
+//     is than the load.
+//   - Instances of one program differ for as long as they live, so each round starts
+//     new ones of the gateways that are near each other, and a second instance of
+//     ours and of nginx is measured beside the first: how far those are apart is
+//     what the run resolves.
+//   - The median of the rounds decides about a target; its spread is printed.
 package main
 
 import (
@@ -41,6 +60,10 @@ func dispatch(ctx context.Context, args []string) error {
 		switch args[0] {
 		case "upstream":
 			return serveUpstream(ctx, os.Stdout)
+		case "idle":
+			return giveWay(args[1:])
+		case "awake":
+			return stayAwake(ctx, os.Stdout)
 		case "reapply":
 			return reapply(ctx, args[1:], os.Stdout)
 		case "pace":
@@ -53,7 +76,7 @@ func dispatch(ctx context.Context, args []string) error {
 // options are the command line.
 type options struct {
 	scenarios, peers *regexp.Regexp
-	rounds           int
+	rounds, passes   int
 	duration         time.Duration
 	connections      int
 	json             string
@@ -70,7 +93,8 @@ func parseOptions(args []string) (o options, err error) {
 	scenarios := flags.String("run", "", "measure only the scenarios whose name matches this regular expression")
 	peers := flags.String("peer", "", "measure only the peers whose name matches this regular expression")
 	flags.IntVar(&o.rounds, "rounds", 5, "interleaved rounds; medians and spreads are over them")
-	flags.DurationVar(&o.duration, "duration", 3*time.Second, "how long each peer is loaded in each scenario and round; whole seconds")
+	flags.IntVar(&o.passes, "passes", 3, "passes of a round over the peers of a scenario; those that cost several times as much are in one of them only")
+	flags.DurationVar(&o.duration, "duration", time.Second, "how long a slice is: the load of one peer in one pass; whole seconds")
 	flags.IntVar(&o.connections, "connections", 64, "connections that send requests")
 	flags.StringVar(&o.json, "json", "", "also write everything to this file, as JSON")
 	flags.BoolVar(&o.strict, "strict", false, "exit with 1 when a target is short or could not be measured")
@@ -84,8 +108,8 @@ func parseOptions(args []string) (o options, err error) {
 	if flags.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	}
-	if o.rounds < 1 || o.connections < 1 || o.duration < time.Second || o.duration%time.Second != 0 {
-		return o, errors.New("-rounds and -connections are at least 1, -duration is in whole seconds")
+	if o.rounds < 1 || o.passes < 1 || o.connections < 1 || o.duration < time.Second || o.duration%time.Second != 0 {
+		return o, errors.New("-rounds, -passes and -connections are at least 1, -duration is in whole seconds")
 	}
 	if o.scenarios, err = regexp.Compile(*scenarios); err != nil {
 		return o, fmt.Errorf("-run: %w", err)

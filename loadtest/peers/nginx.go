@@ -35,12 +35,14 @@ func needsLua(ctx context.Context, r *rig) error {
 	return nil
 }
 
-func startNginx(ctx context.Context, r *rig, s setup, address string) (*gateway, error) {
-	file, dir, err := r.configure("nginx", "nginx.conf", s, address, nil)
-	if err != nil {
-		return nil, err
+func startNginx(name string) func(context.Context, *rig, setup, string) (*gateway, error) {
+	return func(ctx context.Context, r *rig, s setup, address string) (*gateway, error) {
+		file, dir, err := r.configure(name, "nginx.conf", s, address, nil)
+		if err != nil {
+			return nil, err
+		}
+		return r.run(ctx, s, address, command{name: name, dir: dir, args: []string{"nginx", "-p", dir, "-c", file, "-e", dir + "/error.log"}})
 	}
-	return r.run(ctx, s, address, command{name: "nginx", dir: dir, args: []string{"nginx", "-p", dir, "-c", file, "-e", dir + "/error.log"}})
 }
 
 func startNginxLua(ctx context.Context, r *rig, s setup, address string) (*gateway, error) {

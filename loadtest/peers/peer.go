@@ -85,10 +85,15 @@ type gateway struct {
 	cluster *portcullis
 }
 
+// twin ends the name of a second instance, which is measured beside the first.
+const twin = "-twin"
+
 func peers() []peer {
 	return []peer{
-		{"portcullis", []setup{setupPlain, setupKilo, setupMyriad, setupJWT, setupLimit, setupFull, setupTLS}, builtPortcullis, startPortcullis},
-		{"nginx", []setup{setupPlain, setupKilo, setupMyriad, setupTLS}, needs("nginx", "nginx"), startNginx},
+		{"portcullis", []setup{setupPlain, setupKilo, setupMyriad, setupJWT, setupLimit, setupFull, setupTLS}, builtPortcullis, startPortcullis("portcullis")},
+		{"portcullis" + twin, []setup{setupPlain}, builtPortcullis, startPortcullis("portcullis" + twin)},
+		{"nginx", []setup{setupPlain, setupKilo, setupMyriad, setupTLS}, needs("nginx", "nginx"), startNginx("nginx")},
+		{"nginx" + twin, []setup{setupPlain}, needs("nginx", "nginx"), startNginx("nginx" + twin)},
 		{"haproxy", []setup{setupPlain, setupKilo, setupMyriad, setupJWT, setupLimit, setupTLS}, needs("haproxy", "haproxy"), startHAProxy},
 		{"nginx-lua", []setup{setupJWT, setupLimit}, needsLua, startNginxLua},
 		{"envoy", []setup{setupPlain, setupKilo, setupMyriad, setupJWT, setupLimit, setupFull, setupTLS}, fetchedEnvoy, startEnvoy},

@@ -15,7 +15,7 @@ func testRig(t *testing.T) *rig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &rig{dir: dir, tokens: signed, upstream: &gateway{address: "127.0.0.1:9"}}
+	return &rig{dir: dir, tokens: signed, shapes: map[string]shape{}, upstream: &gateway{address: "127.0.0.1:9"}}
 }
 
 // Every configuration is complete in every set-up that its peer can do.

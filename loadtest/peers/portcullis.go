@@ -14,11 +14,17 @@ import (
 // portcullis is a cluster of one control plane and one node, each a process of
 // its own: what is accounted for is the node's alone.
 type portcullis struct {
+	dir   string
+	setup setup
+	key   string
+	// givesWay lets the control plane have only the processor time that nobody else
+	// wants.
+	givesWay      bool
 	control, node *process
-	dir           string
-	address       string
-	debug         string
-	err           error
+	// listens is where the control plane waits for the node, address and debug where
+	// the node serves requests and profiles.
+	listens, address, debug string
+	err                     error
 }
 
 // builtPortcullis builds the binary that is measured.
@@ -39,41 +45,64 @@ func builtPortcullis(ctx context.Context, r *rig) error {
 }
 
 // startPortcullis returns the node that serves the set-up. One cluster serves all
-// that differ only in their routes' policies.
-func startPortcullis(ctx context.Context, r *rig, s setup, _ string) (*gateway, error) {
-	key := "base"
-	if s.routes() > 1 || s == setupTLS {
-		key = string(s)
+// that differ only in their routes' policies; its node is started again when it
+// has been stopped.
+func startPortcullis(name string) func(context.Context, *rig, setup, string) (*gateway, error) {
+	return func(ctx context.Context, r *rig, s setup, _ string) (*gateway, error) {
+		key := "base"
+		if s.routes() > 1 || s == setupTLS {
+			key = string(s)
+		}
+		c, ok := r.clusters[name+"/"+key]
+		switch {
+		case !ok:
+			c = r.cluster(name+"/"+key, s, key)
+			c.err = c.start(ctx, r)
+		case c.err == nil && c.node.over():
+			c.err = c.startNode(ctx, r, "")
+		}
+		if c.err != nil {
+			return nil, c.err
+		}
+		return c.gateway(), r.proves(ctx, c.gateway(), s)
 	}
-	c, ok := r.clusters[key]
-	if !ok {
-		c = &portcullis{dir: filepath.Join(r.dir, "portcullis-"+key)}
-		r.clusters[key] = c
-		c.err = c.start(ctx, r, s, key)
-	}
-	if c.err != nil {
-		return nil, c.err
-	}
-	g := &gateway{process: c.node, address: c.address, debug: c.debug, cluster: c}
-	return g, r.proves(ctx, g, s)
 }
 
-func (c *portcullis) start(ctx context.Context, r *rig, s setup, key string) (err error) {
+// cluster returns a new cluster, which ends with the rig.
+func (r *rig) cluster(name string, s setup, key string) *portcullis {
+	c := &portcullis{dir: filepath.Join(r.dir, "cluster-"+strings.ReplaceAll(name, "/", "-")), setup: s, key: key}
+	r.clusters[name] = c
+	return c
+}
+
+func (c *portcullis) gateway() *gateway {
+	return &gateway{process: c.node, address: c.address, debug: c.debug, cluster: c}
+}
+
+func (c *portcullis) start(ctx context.Context, r *rig) (err error) {
 	if err := os.MkdirAll(c.dir, 0o700); err != nil {
 		return err
 	}
-	var addresses [5]string
+	var addresses [3]string
 	for i := range addresses {
 		if addresses[i], err = freeAddress(); err != nil {
 			return err
 		}
 	}
-	control, admin, bus := addresses[0], addresses[1], addresses[2]
+	c.listens = addresses[0]
 	// What the control plane does must not keep the load from being sent.
-	c.control, err = launch(command{name: "portcullis controlplane", dir: c.dir, cpus: r.options.loadCPUs, args: []string{
-		"nice", "-n", "19", r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
-		"--control-listen", control, "--admin-listen", admin, "--bus-listen", bus, "--log-level", "warn",
-	}})
+	first := []string{"nice", "-n", "19"}
+	if c.givesWay {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		first = []string{self, "idle"}
+	}
+	c.control, err = launch(command{name: "portcullis controlplane", dir: c.dir, cpus: r.options.loadCPUs, args: append(first,
+		r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
+		"--control-listen", addresses[0], "--admin-listen", addresses[1], "--bus-listen", addresses[2], "--log-level", "warn",
+	)})
 	if err != nil {
 		return err
 	}
@@ -84,24 +113,38 @@ func (c *portcullis) start(ctx context.Context, r *rig, s setup, key string) (er
 	if err != nil {
 		return err
 	}
-	c.address, c.debug = addresses[3], addresses[4]
-	listen := []string{"--listen", c.address}
-	if s == setupTLS {
+	// Refused configuration is refused before a node that might not know the flag.
+	if _, err := c.cli(ctx, r, r.declared(c.setup, c.key), "apply", "--no-wait", "-f", "-"); err != nil {
+		return err
+	}
+	return c.startNode(ctx, r, token)
+}
+
+// startNode starts the node; only its first start needs a token.
+func (c *portcullis) startNode(ctx context.Context, r *rig, token string) (err error) {
+	// Ports that were free before may have been taken since.
+	for _, address := range []*string{&c.address, &c.debug} {
+		if *address, err = freeAddress(); err != nil {
+			return err
+		}
+	}
+	args := []string{r.options.binary, "dataplane", "--name", "node", "--data-dir", "node", "--control", c.listens,
+		"--metrics-listen", "127.0.0.1:0", "--debug-listen", c.debug, "--otlp-endpoint", r.collector.url(), "--log-level", "warn", "--drain", "1s"}
+	if token != "" {
+		args = append(args, "--join-token", "-")
+	}
+	if c.setup == setupTLS {
 		clear, err := freeAddress()
 		if err != nil {
 			return err
 		}
-		listen = []string{"--listen", clear, "--listen", "https=" + c.address}
-	}
-	// Refused configuration is refused before a node that might not know the flag.
-	if _, err := c.cli(ctx, r, r.declared(s, key), "apply", "--no-wait", "-f", "-"); err != nil {
-		return err
+		args = append(args, "--listen", clear, "--listen", "https="+c.address)
+	} else {
+		args = append(args, "--listen", c.address)
 	}
 	c.node, err = launch(command{
 		name: "portcullis dataplane", dir: c.dir, cpus: r.options.proxyCPUs, in: token,
-		env: []string{"GOMAXPROCS=" + strconv.Itoa(len(r.options.proxyCPUs))},
-		args: append([]string{r.options.binary, "dataplane", "--name", "node", "--data-dir", "node", "--control", control, "--join-token", "-",
-			"--metrics-listen", "127.0.0.1:0", "--debug-listen", c.debug, "--otlp-endpoint", r.collector.url(), "--log-level", "warn", "--drain", "1s"}, listen...),
+		env: []string{"GOMAXPROCS=" + strconv.Itoa(len(r.options.proxyCPUs))}, args: args,
 	})
 	if err != nil {
 		return err

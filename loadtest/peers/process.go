@@ -65,6 +65,13 @@ func (t *tail) String() string {
 	return text
 }
 
+// raw is what was said, as it was.
+func (t *tail) raw() string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.text.String()
+}
+
 func (t *tail) has(text string) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -169,17 +176,26 @@ func (p *process) stop() {
 	}
 }
 
+// over is whether the process has ended.
+func (p *process) over() bool {
+	select {
+	case <-p.ended:
+		return true
+	default:
+		return false
+	}
+}
+
 // userTick is the unit of times in /proc/PID/stat: USER_HZ is 100 on every
 // architecture that Go runs on.
 const userTick = 10 * time.Millisecond
 
 // usage is what a process and its children have used and hold.
 type usage struct {
-	user, system time.Duration
-	resident     int64
+	// cpu is processor time, of which system is the kernel's.
+	cpu, system time.Duration
+	resident    int64
 }
-
-func (u usage) cpu() time.Duration { return u.user + u.system }
 
 // usage reads the process's and its descendants' processor time and memory.
 func (p *process) usage() (total usage, err error) {
@@ -196,7 +212,10 @@ func (p *process) usage() (total usage, err error) {
 		if err != nil {
 			return total, fmt.Errorf("%s: %w", p.command.name, err)
 		}
-		total.user += each.user
+		if each.cpu, err = cpuClock(pid); err != nil {
+			return total, fmt.Errorf("%s: %w", p.command.name, err)
+		}
+		total.cpu += each.cpu
 		total.system += each.system
 		total.resident += each.resident
 	}
@@ -222,9 +241,22 @@ func parseStat(text string) (parent int, u usage, err error) {
 		numbers = append(numbers, n)
 	}
 	return int(numbers[0]), usage{
-		user: time.Duration(numbers[1]) * userTick, system: time.Duration(numbers[2]) * userTick,
+		cpu: time.Duration(numbers[1]+numbers[2]) * userTick, system: time.Duration(numbers[2]) * userTick,
 		resident: numbers[3] * int64(os.Getpagesize()),
 	}, nil
+}
+
+// cpuClock reads a process's processor time to the nanosecond; /proc has it in
+// ticks, which are a hundredth of a short window.
+func cpuClock(pid int) (time.Duration, error) {
+	// The clock of another process, as clock_getcpuclockid(3) makes it from its id: of
+	// all its threads (4 would be of one), by the scheduler's account.
+	const scheduled = 2
+	var at unix.Timespec
+	if err := unix.ClockGettime(int32(^pid)<<3|scheduled, &at); err != nil {
+		return 0, fmt.Errorf("the processor time of process %d: %w", pid, err)
+	}
+	return time.Duration(at.Nano()), nil
 }
 
 // family returns a process and its descendants.

@@ -11,12 +11,9 @@ func TestParseStat(t *testing.T) {
 	// The name holds what separates fields elsewhere.
 	const text = "4242 (a) R (b) c) S 17 4242 4242 0 -1 4194560 1 2 3 4 250 50 7 8 20 0 5 0 123 1048576 256 18446744073709551615 1 1"
 	parent, got, err := parseStat(text)
-	want := usage{2500 * time.Millisecond, 500 * time.Millisecond, 256 * int64(os.Getpagesize())}
+	want := usage{3 * time.Second, 500 * time.Millisecond, 256 * int64(os.Getpagesize())}
 	if err != nil || parent != 17 || got != want {
 		t.Errorf("%d %+v %v, want 17 %+v", parent, got, err, want)
-	}
-	if got.cpu() != 3*time.Second {
-		t.Errorf("cpu %v", got.cpu())
 	}
 	for _, bad := range []string{"", "1 (x) S 2", "no parentheses at all in this line, though it has many many fields 1 2 3 4 5 6 7 8 9 10 11 12 13"} {
 		if _, _, err := parseStat(bad); err == nil {
@@ -49,7 +46,7 @@ func TestUsageIncludesChildren(t *testing.T) {
 	}()
 	err = p.until(t.Context(), 20*time.Second, func() error {
 		u, err := p.usage()
-		if err == nil && (u.cpu() < 50*time.Millisecond || u.resident == 0) {
+		if err == nil && (u.cpu < 50*time.Millisecond || u.resident == 0) {
 			err = os.ErrProcessDone
 		}
 		return err
@@ -71,11 +68,24 @@ func TestUntilTellsWhatAProcessSaid(t *testing.T) {
 	}
 }
 
-func TestCellOf(t *testing.T) {
-	before := usage{user: time.Second, system: 2 * time.Second}
-	after := usage{user: 2 * time.Second, system: 4 * time.Second, resident: 7}
-	got := cellOf(before, after, sample{requests: 100_000, rate: 50_000, p50: time.Millisecond, p99: 2 * time.Millisecond})
-	if want := (cell{CPU: 30, System: 20, Rate: 50_000, P50: 1000, P99: 2000, Resident: 7}); got != want {
-		t.Errorf("%+v, want %+v", got, want)
+// The exact clock and the ticks of /proc count the same.
+func TestCPUClockIsOfTheWholeProcess(t *testing.T) {
+	for began := time.Now(); time.Since(began) < 60*time.Millisecond; {
+	}
+	exact, err := cpuClock(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("/proc/self/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, ticks, err := parseStat(string(text))
+	// Other goroutines go on meanwhile.
+	if err != nil || exact <= 0 || ticks.cpu < exact-2*userTick || ticks.cpu > exact+time.Second {
+		t.Errorf("%v by the clock, %v in /proc, %v", exact, ticks.cpu, err)
+	}
+	if got, err := cpuClock(1 << 22); err == nil { // Ids end below.
+		t.Errorf("a process that does not exist has used %v", got)
 	}
 }

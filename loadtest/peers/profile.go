@@ -84,20 +84,46 @@ func (m *run) profileOf(ctx context.Context, p peer, s scenario) (out profile, e
 	if err != nil {
 		return out, err
 	}
-	const lasts = 4 * time.Second
+	return m.profileDuring(ctx, g, s.name+".pprof", func() error {
+		_, err := m.rig.send(ctx, g.address, sent, profileLasts+time.Second)
+		return err
+	})
+}
+
+// profileApplying adds a profile of the node while all routes are applied: what a
+// p99 that is short of its target comes from.
+func (m *run) profileApplying(ctx context.Context, g *gateway, path string, rate float64) {
+	// It is not one of those that a build is guided by.
+	one, err := m.profileDuring(ctx, g, applyScenario+".profile", func() error {
+		o, err := m.reapplying(ctx, g.cluster)
+		if err != nil {
+			return err
+		}
+		defer o.stop()
+		_, err = m.paced(ctx, g.address, path, rate, profileLasts+time.Second)
+		return err
+	})
+	if err != nil {
+		one.Problem = oneLine(err)
+	}
+	one.Scenario = "half of saturation, 10,000 routes applied every second"
+	m.profiles = append(m.profiles, one)
+}
+
+const profileLasts = 3 * time.Second
+
+// profileDuring profiles the node while load runs, and keeps the profile in a file.
+func (m *run) profileDuring(ctx context.Context, g *gateway, name string, load func() error) (out profile, err error) {
 	loaded := make(chan error, 1)
-	go func() {
-		_, err := m.rig.send(ctx, g.address, sent, lasts)
-		loaded <- err
-	}()
-	data, err := fetchProfile(ctx, g.debug, lasts-time.Second)
+	go func() { loaded <- load() }()
+	data, err := fetch(ctx, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", g.debug, int(profileLasts.Seconds())), profileLasts)
 	if failed := <-loaded; err == nil {
 		err = failed
 	}
 	if err != nil {
 		return out, err
 	}
-	file := filepath.Join(m.rig.dir, s.name+".pprof")
+	file := filepath.Join(m.rig.dir, name)
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return out, err
 	}
@@ -108,10 +134,11 @@ func (m *run) profileOf(ctx context.Context, p peer, s scenario) (out profile, e
 	return parseTop(string(text))
 }
 
-func fetchProfile(ctx context.Context, address string, lasts time.Duration) ([]byte, error) {
+// fetch gets what a node serves about itself, which takes it so long.
+func fetch(ctx context.Context, url string, lasts time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, lasts+10*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", address, int(lasts.Seconds())), nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return nil, err
 	}

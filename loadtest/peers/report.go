@@ -3,36 +3,20 @@ package main
 import (
 	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
 	"os"
 	"runtime"
-	"slices"
-	"strings"
-	"text/tabwriter"
 )
 
-const (
-	resultOK    = "ok"
-	resultShort = "SHORT"
-	resultNone  = "not measured"
-)
-
-// reading is a figure that is not processor time per request.
-type reading struct {
-	figure string
-	value  float64
-	note   string
-	err    error
-}
-
-// line is one peer in one scenario, over all rounds.
+// line is one peer in one scenario, over all rounds. A scenario that is only there
+// to compare another with bears its own name, and that one's group.
 type line struct {
+	Group    string  `json:"group"`
 	Scenario string  `json:"scenario"`
 	Title    string  `json:"title"`
 	Peer     string  `json:"peer"`
 	CPU      *spread `json:"cpu_us,omitempty"`
 	System   *spread `json:"system_us,omitempty"`
+	Busy     *spread `json:"busy,omitempty"`
 	Rate     *spread `json:"rate,omitempty"`
 	P50      *spread `json:"p50_us,omitempty"`
 	P99      *spread `json:"p99_us,omitempty"`
@@ -41,23 +25,17 @@ type line struct {
 	Problem  string  `json:"problem,omitempty"`
 }
 
-// verdict is a target beside what was measured.
-type verdict struct {
-	Figure   string  `json:"figure"`
-	Target   string  `json:"target"`
-	Measured *spread `json:"measured,omitempty"`
-	Result   string  `json:"result"`
-	Note     string  `json:"note,omitempty"`
-	decimals int
-}
-
 // report is all that a run says.
 type report struct {
 	Machine  string            `json:"machine"`
+	Method   string            `json:"method"`
 	Took     string            `json:"took"`
+	Windows  windows           `json:"windows"`
 	Absent   map[string]string `json:"not_measured,omitempty"`
 	Lines    []line            `json:"lines"`
 	Verdicts []verdict         `json:"targets"`
+	Idle     []idleReading     `json:"idle,omitempty"`
+	Apply    *applyReading     `json:"apply,omitempty"`
 	Profiles []profile         `json:"profiles,omitempty"`
 }
 
@@ -65,28 +43,44 @@ func (m *run) report() *report {
 	o := m.rig.options
 	load, _ := os.ReadFile("/proc/loadavg") // Elsewhere than on Linux nothing has been measured.
 	r := &report{
-		Machine: fmt.Sprintf("%d processors (gateways on %v, load on %v), %s, %s; %d rounds of %v; load average %.14s", runtime.NumCPU(), o.proxyCPUs, o.loadCPUs,
-			runtime.GOARCH, runtime.Version(), o.rounds, o.duration, load),
-		Absent: m.absent, Profiles: m.profiles,
+		Machine: fmt.Sprintf("%d processors (gateways on %v, load on %v), %s, %s; load average %.14s", runtime.NumCPU(), o.proxyCPUs, o.loadCPUs,
+			runtime.GOARCH, runtime.Version(), load),
+		Method: fmt.Sprintf(`CPU is the processor time of the gateway's process per request: median of %d rounds (min-max).
+A round is %d passes over the peers of a scenario and what targets compare it with, a slice of %v each, summed up; peers that cost several times as much are in one pass.
+A target compares within a round, so within a minute; its range is over the rounds. Each round starts anew the gateways whose targets are near what they cost.
+The load's processors are kept awake by a process that runs when nobody else wants to. BUSY is the gateway's share of its processor: the load limits where it is below 100 %%.`,
+			o.rounds, o.passes, o.duration),
+		Windows: m.windows, Absent: m.absent, Idle: m.idle, Apply: m.apply, Profiles: m.profiles,
 	}
-	for _, s := range scenarios() {
-		for _, p := range peers() {
-			if one := m.series[s.name+"/"+p.name]; one != nil {
-				r.Lines = append(r.Lines, lineOf(s.title, one))
+	for _, g := range plan(o.scenarios.MatchString, peers()) {
+		for _, each := range g.members {
+			if one := m.series[seriesKey{g.name, each.cell()}]; one != nil {
+				r.Lines = append(r.Lines, lineOf(g.title(each), one))
 			}
 		}
 	}
 	for _, g := range goals() {
-		if of, _, _ := strings.Cut(g.of, "/"); o.scenarios.MatchString(of) {
+		if o.scenarios.MatchString(g.group) {
 			r.Verdicts = append(r.Verdicts, m.judge(g))
 		}
 	}
-	r.Verdicts = append(r.Verdicts, m.singles()...)
+	r.Verdicts = append(r.Verdicts, m.judgeIdle()...)
+	if m.apply != nil {
+		r.Verdicts = append(r.Verdicts, judgeApply(m.apply))
+	}
 	return r
 }
 
+// title is what the table calls a member of the group.
+func (g group) title(m member) string {
+	if m.scenario.name == g.name {
+		return m.scenario.title
+	}
+	return fmt.Sprintf("  (%s beside %s)", m.scenario.name, g.name)
+}
+
 func lineOf(title string, s *series) line {
-	l := line{Scenario: s.scenario, Title: title, Peer: s.peer, Problem: s.problem, Rounds: s.cells}
+	l := line{Group: s.key.group, Scenario: s.key.cell.scenario, Title: title, Peer: s.key.cell.peer, Problem: s.problem, Rounds: s.cells}
 	if len(s.cells) == 0 {
 		return l
 	}
@@ -98,131 +92,10 @@ func lineOf(title string, s *series) line {
 		all := spreadOf(values)
 		return &all
 	}
-	l.CPU, l.System = over(func(c cell) float64 { return c.CPU }), over(func(c cell) float64 { return c.System })
+	l.CPU, l.System, l.Busy = over(func(c cell) float64 { return c.CPU }), over(func(c cell) float64 { return c.System }), over(func(c cell) float64 { return c.Busy })
 	l.Rate, l.P50 = over(func(c cell) float64 { return c.Rate }), over(func(c cell) float64 { return c.P50 })
 	l.P99, l.Resident = over(func(c cell) float64 { return c.P99 }), over(func(c cell) float64 { return float64(c.Resident) })
 	return l
-}
-
-// judge compares two series round by round.
-func (m *run) judge(g goal) verdict {
-	v := verdict{Figure: g.figure, Target: fmt.Sprintf("<= %.2f x", g.bound), Result: resultNone, decimals: 2}
-	var cpu [2][]float64
-	for i, key := range []string{g.of, g.by} {
-		s := m.series[key]
-		_, peer, _ := strings.Cut(key, "/")
-		switch {
-		case m.absent[peer] != "":
-			v.Note = peer + ": " + m.absent[peer]
-		case s == nil:
-			v.Note = key + " was left out by -run"
-		case s.problem != "":
-			v.Note = peer + ": " + s.problem
-		}
-		if v.Note != "" {
-			return v
-		}
-		for _, c := range s.cells {
-			cpu[i] = append(cpu[i], c.CPU)
-		}
-	}
-	return decide(v, ratios(cpu[0], cpu[1]), g.bound)
-}
-
-// decide completes a verdict about values that must be at most so much.
-func decide(v verdict, values []float64, bound float64) verdict {
-	if len(values) == 0 {
-		if v.Note == "" {
-			v.Note = "no round has both"
-		}
-		return v
-	}
-	measured := spreadOf(values)
-	v.Measured, v.Result = &measured, resultShort
-	if measured.Median <= bound {
-		v.Result = resultOK
-	}
-	return v
-}
-
-// idleBound is in bytes a connection, applyBound in times the undisturbed p99.
-const (
-	idleBound  = 12 * 1024
-	applyBound = 1.2
-)
-
-func (m *run) singles() []verdict {
-	var all []verdict
-	for i, r := range m.idle {
-		v := verdict{Figure: r.figure, Target: "<= 12 KiB", Result: resultNone, Note: r.note, decimals: 2}
-		if r.err != nil {
-			v.Note = oneLine(r.err)
-		} else {
-			v = decide(v, []float64{r.value / 1024}, idleBound/1024)
-		}
-		if i > 0 {
-			// The others' are there to compare with.
-			v.Target, v.Result = "-", "-"
-		}
-		all = append(all, v)
-	}
-	if len(m.apply) > 0 {
-		v := verdict{Figure: m.apply[0].figure, Target: fmt.Sprintf("<= %.2f x", applyBound), Result: resultNone, decimals: 2}
-		var values []float64
-		for _, r := range m.apply {
-			v.Note = r.note
-			if r.err != nil {
-				v.Note = oneLine(r.err)
-				continue
-			}
-			values = append(values, r.value)
-		}
-		all = append(all, decide(v, values, applyBound))
-	}
-	return all
-}
-
-func (r *report) print(out io.Writer) error {
-	fmt.Fprintf(out, "%s; took %s\n", r.Machine, r.Took)
-	fmt.Fprintln(out, "Processor time of the gateway's process per request; median (min-max). Gaps under 10-15 % are not resolved.")
-	for _, name := range slices.Sorted(maps.Keys(r.Absent)) {
-		fmt.Fprintf(out, "NOT MEASURED: %s: %s\n", name, r.Absent[name])
-	}
-	fmt.Fprintln(out)
-	table := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "SCENARIO\tPEER\tCPU µs\tOF IT KERNEL µs\tREQUESTS/s\tP50 µs\tP99 µs\tRSS MB")
-	var failed []string
-	for _, l := range r.Lines {
-		if l.CPU == nil {
-			failed = append(failed, fmt.Sprintf("NOT MEASURED: %s, %s: %s\n", l.Title, l.Peer, l.Problem))
-			continue
-		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%.1f\t%s\t%s\t%s\t%.1f\t%s\n", l.Title, l.Peer, l.CPU.digits(1), l.System.Median, l.Rate.digits(0),
-			l.P50.digits(0), l.P99.digits(0), l.Resident.Median/1e6, l.Problem)
-	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	fmt.Fprintln(out, strings.Join(failed, ""))
-	fmt.Fprintln(table, "FIGURE\tTARGET\tMEASURED\tRESULT\tNOTE")
-	counts := map[string]int{}
-	for _, v := range r.Verdicts {
-		measured := "-"
-		if v.Measured != nil {
-			measured = v.Measured.digits(v.decimals)
-		}
-		counts[v.Result]++
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", v.Figure, v.Target, measured, v.Result, v.Note)
-	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
-	for _, p := range r.Profiles {
-		fmt.Fprintf(out, "\n%s\n", p)
-	}
-	_, err := fmt.Fprintf(out, "\n%d targets: %d ok, %d short, %d not measured\n", counts[resultOK]+counts[resultShort]+counts[resultNone],
-		counts[resultOK], counts[resultShort], counts[resultNone])
-	return err
 }
 
 func (r *report) write(file string) error {

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -27,7 +28,10 @@ type rig struct {
 		err  error
 	}
 	// running are the gateways by peer and set-up; a failed start is not tried again.
-	running  map[string]started
+	running map[string]started
+	// shapes are what scenarios send.
+	shapes   map[string]shape
+	awake    []*process
 	clusters map[string]*portcullis
 }
 
@@ -37,7 +41,7 @@ type started struct {
 }
 
 func newRig(ctx context.Context, o options) (r *rig, err error) {
-	r = &rig{options: o, running: map[string]started{}, clusters: map[string]*portcullis{}}
+	r = &rig{options: o, running: map[string]started{}, shapes: map[string]shape{}, clusters: map[string]*portcullis{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, r.close())
@@ -121,6 +125,18 @@ func (r *rig) gateway(ctx context.Context, p peer, s setup) (*gateway, error) {
 	return g, err
 }
 
+// renew stops the gateways of some peers: their next use starts them again.
+func (r *rig) renew(peers []string) {
+	var ending sync.WaitGroup
+	for key, each := range r.running {
+		if name, _, _ := strings.Cut(key, "/"); each.err == nil && slices.Contains(peers, name) {
+			ending.Go(each.stop)
+			delete(r.running, key)
+		}
+	}
+	ending.Wait()
+}
+
 // list writes what a load generator sends in turn, and returns the file's name.
 func (r *rig) list(name string, count int, line func(i int) (path, token string)) (string, error) {
 	var text strings.Builder
@@ -142,6 +158,9 @@ func (r *rig) close() error {
 	ending.Wait()
 	for _, c := range r.clusters {
 		c.stop()
+	}
+	for _, p := range r.awake {
+		p.stop()
 	}
 	if r.upstream != nil {
 		r.upstream.stop()

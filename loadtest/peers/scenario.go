@@ -39,8 +39,16 @@ func scenarios() []scenario {
 	}
 }
 
-// shape returns what the scenario sends.
+// shape returns what the scenario sends; it writes down long lists once.
 func (r *rig) shape(s scenario) (out shape, err error) {
+	if have, ok := r.shapes[s.name]; ok {
+		return have, nil
+	}
+	defer func() {
+		if err == nil {
+			r.shapes[s.name] = out
+		}
+	}()
 	out = shape{path: s.setup.prefix(0) + s.path, bearer: s.token, h2: s.h2}
 	switch {
 	case s.tokens:
@@ -58,24 +66,28 @@ func (s scenario) asks(p peer) bool {
 }
 
 // goal is a target: a ratio of two cells' processor time per request, each round's
-// within itself.
+// within itself. Both are measured in one group.
 type goal struct {
-	figure string
-	// of and by name scenarios and peers as "scenario/peer".
-	of, by string
-	bound  float64
+	figure, group string
+	of, by        cellName
+	// bound is 0 for what has no target: an instance beside another of the same
+	// program, which shows what the run resolves.
+	bound float64
 }
 
 // goals are the promises. They are written here and nowhere else.
 func goals() []goal {
-	own := func(scenario string) string { return scenario + "/portcullis" }
 	var all []goal
 	add := func(scenario, byScenario, byPeer string, bound float64) {
 		figure := fmt.Sprintf("%s: of our own %s", scenario, byScenario)
 		if byPeer != "portcullis" {
 			figure = fmt.Sprintf("%s: of %s", scenario, byPeer)
 		}
-		all = append(all, goal{figure, own(scenario), byScenario + "/" + byPeer, bound})
+		all = append(all, goal{figure, scenario, cellName{scenario, "portcullis"}, cellName{byScenario, byPeer}, bound})
+	}
+	for _, peer := range []string{"portcullis", "nginx"} {
+		figure := fmt.Sprintf("resolution, plain: %s of a second instance of it", peer)
+		all = append(all, goal{figure, "plain", cellName{"plain", peer}, cellName{"plain", peer + twin}, 0})
 	}
 	add("plain", "plain", "nginx", 1.0)
 	for _, peer := range []string{"net-http", "caddy", "skipper"} {
