@@ -43,7 +43,7 @@ var rooms = []struct {
 	{"github.com/lestrrat-go/jwx", []string{"controlplane/keys"}, "jwt.Parse must not see what a client sent"},
 	{"github.com/mholt/acmez", []string{"controlplane/acme"}, "one owner of accounts and orders"},
 	{"github.com/letsencrypt/pebble", []string{"controlplane/acme/acmetest"}, "an authority for tests"},
-	{"golang.org/x/net/http2", []string{"dataplane/http2", "dataplane/upstream"}, "frames are read where their floods are counted"},
+	{"golang.org/x/net/http2", []string{"dataplane/http2"}, "frames are read where their floods are counted"},
 	{"cel.dev/", []string{"pkg/config/expr", "dataplane/policy"}, "Check and node compile the same expressions"},
 }
 

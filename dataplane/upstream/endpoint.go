@@ -99,7 +99,7 @@ func newEndpoint(p *Pool, key endpointKey, at location, s *settings) *endpoint {
 		dial = s.dialResolved
 	}
 	if s.protocol == configv1.UpstreamProtocol_UPSTREAM_PROTOCOL_HTTP2 {
-		ep.protocol = newHTTP2(guards.gate.around(dial), at, s)
+		ep.protocol = newHTTP2(dial, at, s, &guards.gate)
 	} else {
 		ep.protocol = newHTTP1(dial, at, s, &guards.gate)
 	}

@@ -20,8 +20,8 @@ type gate struct {
 	waiting atomic.Int64
 
 	mu sync.Mutex
-	// Guarded by mu. freed is closed when a connection has ended or is idle; nil
-	// when nobody waits.
+	// Guarded by mu. freed is closed when a connection has ended or is idle, or
+	// has a stream to spare; nil when nobody waits.
 	freed chan struct{}
 	uses  []*protection
 	trips []evicter
@@ -180,24 +180,4 @@ func (g *gate) count(conn net.Conn) net.Conn {
 		return &countedTCP{TCPConn: tcp, gate: g}
 	}
 	return &counted{Conn: conn, gate: g}
-}
-
-// around makes a dialler's connections known to the gate: for protocols that carry
-// many requests over one connection, and so have none that is idle.
-func (g *gate) around(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		if !g.begin() {
-			return nil, errPending
-		}
-		defer g.over()
-		if _, err := g.pass(ctx, func() bool { return false }); err != nil {
-			return nil, err
-		}
-		conn, err := dial(ctx, network, address)
-		if err != nil {
-			g.leave()
-			return nil, err
-		}
-		return g.count(conn), nil
-	}
 }
