@@ -62,6 +62,10 @@ func (m *run) applyingTo(ctx context.Context, all *applyReading) error {
 		return err
 	}
 	path := setupMyriad.prefix(0) + smallPath
+	// The first answers are slow: connections and buffers are made.
+	if _, err := m.rig.send(ctx, g.address, shape{path: path}, time.Second); err != nil {
+		return err
+	}
 	full, _, err := quietest(&m.windows, func() (slice, disturbance, error) { return m.window(ctx, g, shape{path: path}) })
 	if err != nil {
 		return err
@@ -90,33 +94,34 @@ func (m *run) applyingTo(ctx context.Context, all *applyReading) error {
 	return nil
 }
 
-// applyWindow measures one window, with or without an operator who applies. Only
-// steal disturbs it: control plane and operator are other processes.
+// applyWindow measures one window, with or without an operator who applies.
 func (m *run) applyWindow(ctx context.Context, g *gateway, path string, rate float64, with bool) (one applyWindow, d disturbance, err error) {
+	parts := append([]*process{g.process, g.cluster.control, m.rig.upstream.process}, m.rig.awake...)
 	var o *process
 	if with {
 		if o, err = m.reapplying(ctx, g.cluster); err != nil {
 			return one, d, err
 		}
 		defer o.stop()
+		parts = append(parts, o)
 	}
-	before, err := observe([]*process{g.process})
+	before, err := observe(parts)
 	if err != nil {
 		return one, d, err
 	}
 	began := time.Now()
-	if one.paced, err = m.paced(ctx, g.address, path, rate, applyLasts); err != nil {
+	var spent time.Duration
+	if one.paced, spent, err = m.paced(ctx, g.address, path, rate, applyLasts); err != nil {
 		return one, d, err
 	}
 	ended := time.Now()
-	after, err := observe([]*process{g.process})
+	after, err := observe(parts)
 	if err != nil {
 		return one, d, err
 	}
-	if d, err = before.host.between(after.host, 0); err != nil {
+	if d, err = before.host.between(after.host, after.known-before.known+spent); err != nil {
 		return one, d, err
 	}
-	d.Foreign = 0
 	one.CPU = after.gateway.cpu - before.gateway.cpu
 	if with {
 		o.stop()
@@ -125,18 +130,19 @@ func (m *run) applyWindow(ctx context.Context, g *gateway, path string, rate flo
 	return one, d, err
 }
 
-// paced runs the open-loop sender as a process of its own.
-func (m *run) paced(ctx context.Context, address, path string, rate float64, lasts time.Duration) (out paced, err error) {
+// paced runs the open-loop sender as a process of its own, and returns how much
+// processor time that had.
+func (m *run) paced(ctx context.Context, address, path string, rate float64, lasts time.Duration) (out paced, spent time.Duration, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return out, err
+		return out, 0, err
 	}
-	text, _, err := m.rig.tool(ctx, self, "pace", "-address", address, "-path", path, "-rate", fmt.Sprint(rate),
+	text, spent, err := m.rig.tool(ctx, self, "pace", "-address", address, "-path", path, "-rate", fmt.Sprint(rate),
 		"-connections", fmt.Sprint(m.rig.options.connections), "-duration", lasts.String())
 	if err != nil {
-		return out, err
+		return out, 0, err
 	}
-	return out, json.Unmarshal([]byte(text), &out)
+	return out, spent, json.Unmarshal([]byte(text), &out)
 }
 
 // reapplying starts an operator who applies all routes every second, and returns

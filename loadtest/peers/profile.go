@@ -100,7 +100,7 @@ func (m *run) profileApplying(ctx context.Context, g *gateway, path string, rate
 			return err
 		}
 		defer o.stop()
-		_, err = m.paced(ctx, g.address, path, rate, profileLasts+time.Second)
+		_, _, err = m.paced(ctx, g.address, path, rate, profileLasts+time.Second)
 		return err
 	})
 	if err != nil {

@@ -49,7 +49,10 @@ func (m *run) all(ctx context.Context) error {
 		return err
 	}
 	groups := plan(o.scenarios.MatchString, m.peers)
-	m.windows.spare = max(1, o.rounds*slicesOf(groups, o.passes)/2)
+	m.windows.spare = o.rounds * slicesOf(groups, o.passes) / 2
+	if o.scenarios.MatchString(applyScenario) {
+		m.windows.spare += o.rounds * applyPairs
+	}
 	for round := range o.rounds {
 		if round > 0 {
 			// Instances of one program differ, for as long as they live: by where their
