@@ -64,7 +64,8 @@ func Start(t testing.TB, httpPort int, lifetime time.Duration) *Authority {
 	store := db.NewMemoryStore()
 	issuer := ca.New(quiet, store, "", 0, 1, map[string]ca.Profile{"default": {ValidityPeriod: uint64(lifetime / time.Second)}})
 	validator := va.New(quiet, httpPort, 0, true, resolver(t), store)
-	front := wfe.New(quiet, store, validator, issuer, true, false, 1, 1)
+	// It says nothing of when to look again: seconds are its unit.
+	front := wfe.New(quiet, store, validator, issuer, true, false, 0, 0)
 	a := &Authority{Roots: x509.NewCertPool(), store: store}
 	handler := front.Handler()
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

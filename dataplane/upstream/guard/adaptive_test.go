@@ -1,7 +1,6 @@
 package guard
 
 import (
-	"container/heap"
 	"math"
 	"math/rand/v2"
 	"slices"
@@ -34,16 +33,39 @@ type departure struct {
 	job
 }
 
+// departures is a heap by time. It is typed, since container/heap boxes each of the
+// millions that the tests make.
 type departures []departure
 
-func (d departures) Len() int           { return len(d) }
-func (d departures) Less(i, j int) bool { return d[i].at < d[j].at }
-func (d departures) Swap(i, j int)      { d[i], d[j] = d[j], d[i] }
-func (d *departures) Push(x any)        { *d = append(*d, x.(departure)) }
-func (d *departures) Pop() any {
-	last := (*d)[len(*d)-1]
-	*d = (*d)[:len(*d)-1]
-	return last
+func (d *departures) push(one departure) {
+	h := append(*d, one)
+	i := len(h) - 1
+	for ; i > 0 && one.at < h[(i-1)/2].at; i = (i - 1) / 2 {
+		h[i] = h[(i-1)/2]
+	}
+	h[i] = one
+	*d = h
+}
+
+func (d *departures) pop() departure {
+	h := *d
+	first, last := h[0], h[len(h)-1]
+	h = h[:len(h)-1]
+	i := 0
+	for child := 1; child < len(h); child = 2*i + 1 {
+		if child+1 < len(h) && h[child+1].at < h[child].at {
+			child++
+		}
+		if last.at <= h[child].at {
+			break
+		}
+		h[i], i = h[child], child
+	}
+	if len(h) > 0 {
+		h[i] = last
+	}
+	*d = h
+	return first
 }
 
 // tally is what a run brought, by criticality.
@@ -98,13 +120,13 @@ func (m *model) start() {
 		m.busy++
 		// Half of it is fixed: real services are not memoryless.
 		took := time.Duration((0.5 + 0.5*m.random.ExpFloat64()) * float64(m.service))
-		heap.Push(&m.leaving, departure{m.now + took, m.queue[0]})
+		m.leaving.push(departure{m.now + took, m.queue[0]})
 		m.queue = m.queue[1:]
 	}
 }
 
 func (m *model) leave(r *tally) {
-	d := heap.Pop(&m.leaving).(departure)
+	d := m.leaving.pop()
 	m.now = d.at
 	m.busy--
 	latency := d.at - d.arrived
@@ -119,6 +141,7 @@ func always(c Criticality) func() Criticality { return func() Criticality { retu
 // With far more offered than it can serve the upstream stays busy, and those that
 // are admitted are served nearly as fast as if it were not.
 func TestAdaptiveConvergesUnderOverload(t *testing.T) {
+	t.Parallel()
 	for _, servers := range []int{20, 80} {
 		m := newModel(servers, 20*time.Millisecond)
 		m.run(10*time.Second, 0.5*m.capacity(), always(Normal))
@@ -140,6 +163,7 @@ func TestAdaptiveConvergesUnderOverload(t *testing.T) {
 
 // Without overload nothing is shed.
 func TestAdaptiveShedsNothingWithinCapacity(t *testing.T) {
+	t.Parallel()
 	m := newModel(50, 20*time.Millisecond)
 	m.run(30*time.Second, 0.7*m.capacity(), always(Normal))
 	r := m.run(100*time.Second, 0.7*m.capacity(), always(Normal))
@@ -150,6 +174,7 @@ func TestAdaptiveShedsNothingWithinCapacity(t *testing.T) {
 
 // An upstream that loses capacity gets less, and again more when it is back.
 func TestAdaptiveFollowsCapacityDownAndUp(t *testing.T) {
+	t.Parallel()
 	m := newModel(100, 20*time.Millisecond)
 	full := m.capacity()
 	m.run(60*time.Second, 0.9*full, always(Normal))
@@ -172,6 +197,7 @@ func TestAdaptiveFollowsCapacityDownAndUp(t *testing.T) {
 // When every request takes longer for a reason that is not load, the new latency
 // becomes the base and the limit comes back.
 func TestAdaptiveLearnsANewBase(t *testing.T) {
+	t.Parallel()
 	m := newModel(100, 10*time.Millisecond)
 	rate := 2500.0 // 25 busy
 	m.run(60*time.Second, rate, always(Normal))
@@ -186,6 +212,7 @@ func TestAdaptiveLearnsANewBase(t *testing.T) {
 
 // The less critical is shed first.
 func TestAdaptiveShedsByCriticality(t *testing.T) {
+	t.Parallel()
 	m := newModel(50, 20*time.Millisecond)
 	mixed := func() Criticality {
 		switch x := m.random.Float64(); {
@@ -209,6 +236,7 @@ func TestAdaptiveShedsByCriticality(t *testing.T) {
 // Whatever it is told, the limit stays within its bounds, and what was admitted
 // can always leave.
 func TestAdaptiveStaysWithinItsBounds(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		var a Adaptive
 		low := rapid.Int64Range(1, 100).Draw(t, "min")
