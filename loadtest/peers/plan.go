@@ -66,7 +66,10 @@ func compared(group string, name cellName) bool {
 // closely is whether a goal of the group compares the cell with one that costs
 // about as much.
 func closely(group string, name cellName) bool {
-	alike := func(peer string) bool { return slices.Contains(near, strings.TrimSuffix(peer, twin)) }
+	// A large answer costs all of them what it costs to copy it.
+	alike := func(peer string) bool {
+		return group == largeScenario || slices.Contains(near, strings.TrimSuffix(peer, twin))
+	}
 	return slices.ContainsFunc(goals(), func(g goal) bool {
 		return g.group == group && (g.of == name || g.by == name) && alike(g.of.peer) && alike(g.by.peer)
 	})

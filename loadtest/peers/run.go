@@ -49,7 +49,7 @@ func (m *run) all(ctx context.Context) error {
 		return err
 	}
 	groups := plan(o.scenarios.MatchString, m.peers)
-	m.windows.spare = o.rounds * slicesOf(groups, o.passes) / 2
+	m.windows.spare = o.rounds * slicesOf(groups, o.passes) / 3
 	if o.scenarios.MatchString(applyScenario) {
 		m.windows.spare += o.rounds * applyPairs
 	}

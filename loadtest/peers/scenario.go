@@ -22,13 +22,14 @@ type scenario struct {
 const (
 	idleScenario  = "idle"
 	applyScenario = "apply"
+	largeScenario = "1mb"
 )
 
 func scenarios() []scenario {
 	return []scenario{
 		{name: "plain", title: "plain HTTP/1.1", setup: setupPlain, path: smallPath},
 		{name: "10kb", title: "10 KB answer", setup: setupPlain, path: mediumPath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
-		{name: "1mb", title: "1 MB answer", setup: setupPlain, path: largePath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
+		{name: largeScenario, title: "1 MB answer", setup: setupPlain, path: largePath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
 		{name: "routes-1k", title: "1,000 routes", setup: setupKilo, path: smallPath},
 		{name: "routes-10k", title: "10,000 routes", setup: setupMyriad, path: smallPath},
 		{name: "jwt", title: "JWT RS256, same token", setup: setupJWT, path: smallPath, token: true},
@@ -94,7 +95,7 @@ func goals() []goal {
 		add("plain", "plain", peer, 0.25)
 	}
 	add("10kb", "10kb", "nginx", 1.1)
-	add("1mb", "1mb", "nginx", 1.1)
+	add(largeScenario, largeScenario, "nginx", 1.1)
 	add("routes-1k", "plain", "portcullis", 1.05)
 	add("routes-10k", "plain", "portcullis", 1.05)
 	add("jwt", "plain", "portcullis", 1.15)
