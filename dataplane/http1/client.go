@@ -252,12 +252,12 @@ func (c *ClientConn) readHead() error {
 	for {
 		end, err := headEnd(c.buf[c.from:], known)
 		if err != nil {
-			return fmt.Errorf("%w: %v", ErrAnswer, err)
+			return invalid(err)
 		}
 		if end < 0 {
 			known = len(c.buf) - c.from
 			if taken+known > maxAnswerHead {
-				return fmt.Errorf("%w: a head beyond %d bytes", ErrAnswer, maxAnswerHead)
+				return invalid(errAnswerHead)
 			}
 			if err := c.fill(); err != nil {
 				return c.noHead(err, taken+known)
@@ -265,19 +265,28 @@ func (c *ClientConn) readHead() error {
 			continue
 		}
 		if err := parseResponse(c.buf[c.from:c.from+end], c.call.Request.Method, &c.head); err != nil {
-			return fmt.Errorf("%w: %v", ErrAnswer, err)
+			return invalid(err)
 		}
 		c.from += end
 		if c.head.status >= 200 || c.head.status == 101 {
 			return nil
 		}
 		if interim++; interim > maxInterim {
-			return fmt.Errorf("%w: more than %d interim answers", ErrAnswer, maxInterim)
+			return invalid(errInterim)
 		}
 		taken += end
 		known = 0
 	}
 }
+
+var (
+	errAnswerHead = fmt.Errorf("a head beyond %d bytes", maxAnswerHead)
+	errInterim    = fmt.Errorf("more than %d interim answers", maxInterim)
+)
+
+// invalid says what is wrong with an answer; that it wraps something else is nobody's
+// to see.
+func invalid(detail error) error { return fmt.Errorf("%w: %v", ErrAnswer, detail) }
 
 // noHead says why no head came; got bytes of it did.
 func (c *ClientConn) noHead(err error, got int) error {

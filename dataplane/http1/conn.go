@@ -55,6 +55,7 @@ type conn struct {
 	first    bool      // nothing has been answered yet
 	beyond   [1]byte   // where a body is read to beyond its end
 	doze     [16]byte  // where the next request is awaited without a buffer
+	turns    turns
 
 	writing sync.Mutex
 	// Guarded by writing until the head of the answer is written, then owned by the
@@ -79,8 +80,7 @@ func (c *conn) serve() {
 		}
 	}()
 	c.last, c.first = time.Now(), true
-	for c.one() {
-		c.first = false
+	for c.serveTurns() && c.one() {
 	}
 }
 
@@ -91,18 +91,27 @@ func (c *conn) one() (more bool) {
 	if err != nil {
 		return false
 	}
-	e := &c.exchange
-	defer func() { more = c.end() }()
-	e.Context, e.Received = c.ctx, time.Now()
+	return c.answer(c.meet(raw, refused))
+}
+
+// meet begins an exchange with a head. It reads nothing from the client.
+func (c *conn) meet(raw []byte, refused *admission.Refusal) *admission.Refusal {
+	c.exchange.Context, c.exchange.Received = c.ctx, time.Now()
 	c.keep, c.reading = false, false
 	if refused == nil {
 		refused = c.take(raw, c.server.config.Settings())
 	}
+	return refused
+}
+
+// answer answers the exchange and ends it.
+func (c *conn) answer(refused *admission.Refusal) (more bool) {
+	defer func() { more = c.end() }()
 	var resp *exchange.Response
 	if refused != nil {
 		resp = c.refuse(refused)
 	} else {
-		c.since.Store(e.Received.UnixNano())
+		c.since.Store(c.exchange.Received.UnixNano())
 		resp = c.handle()
 	}
 	c.last = time.Now()
@@ -128,6 +137,7 @@ func (c *conn) end() bool {
 		c.keep = c.keep && whole
 	}
 	c.exchange.Reset()
+	c.first = false
 	if c.keep {
 		c.compact()
 	}

@@ -32,8 +32,7 @@ func (c *ClientConn) silent() bool {
 }
 
 func (c *ClientConn) look(fd uintptr) {
-	var one [1]byte
-	_, _, err := syscall.Recvfrom(int(fd), one[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	_, err := sysPeek(fd)
 	c.peeked = err == syscall.EAGAIN || err == syscall.EWOULDBLOCK || err == syscall.EINTR
 }
 
@@ -72,8 +71,8 @@ func (c *ClientConn) ask(fd uintptr) (done bool) {
 			a.err = ErrUnsent
 			return true
 		}
-		switch n, err := syscall.Write(int(fd), c.out); err {
-		case nil:
+		switch n, err := sysWrite(fd, c.out); err {
+		case 0:
 			a.sent = n
 		case syscall.EAGAIN, syscall.EINTR:
 		default:
@@ -82,7 +81,7 @@ func (c *ClientConn) ask(fd uintptr) (done bool) {
 		// What was not taken is written by one who can wait for it.
 		return a.err != nil || a.sent < len(c.out)
 	}
-	n, err := syscall.Read(int(fd), c.buf[:cap(c.buf)])
+	n, err := sysRead(fd, c.buf[:cap(c.buf)])
 	if err == syscall.EAGAIN || err == syscall.EINTR {
 		return false
 	}

@@ -18,22 +18,10 @@ func (c *conn) nextHead() (raw []byte, refused *admission.Refusal, err error) {
 		begun = c.last
 	}
 	for known := 0; ; {
-		raw = c.buf[c.from:c.to]
-		// Those that are live when the head comes: a connection may have been idle long.
-		limit := c.server.config.Settings().HeaderLimit()
-		end, err := headEnd(raw, known)
-		switch {
-		case err != nil:
-			c.from = c.to
-			return nil, refusal(err), nil
-		case end > limit || end < 0 && len(raw) > limit:
-			c.from = c.to
-			return nil, refusal(errHeadLimit), nil
-		case end >= 0:
-			c.from += end
-			return raw[:end:end], nil, nil
+		if raw, refused = c.wholeHead(known); raw != nil || refused != nil {
+			return raw, refused, nil
 		}
-		known = len(raw)
+		known = c.to - c.from
 		until, idle := c.last.Add(c.server.config.IdleTimeout), &c.server.draining
 		if known > 0 {
 			idle = nil
@@ -48,6 +36,27 @@ func (c *conn) nextHead() (raw []byte, refused *admission.Refusal, err error) {
 			return nil, nil, err
 		}
 	}
+}
+
+// wholeHead takes a head out of the buffer if all of it is there; of what is, the
+// first known bytes have been looked at before.
+func (c *conn) wholeHead(known int) (raw []byte, refused *admission.Refusal) {
+	raw = c.buf[c.from:c.to]
+	// Those that are live when the head comes: a connection may have been idle long.
+	limit := c.server.config.Settings().HeaderLimit()
+	end, err := headEnd(raw, known)
+	switch {
+	case err != nil:
+		c.from = c.to
+		return nil, refusal(err)
+	case end > limit || end < 0 && len(raw) > limit:
+		c.from = c.to
+		return nil, refusal(errHeadLimit)
+	case end < 0:
+		return nil, nil
+	}
+	c.from += end
+	return raw[:end:end], nil
 }
 
 // more reads more of a head. A connection on which none begins for a while gives
@@ -128,11 +137,8 @@ func (c *conn) compact() {
 // set none. stop, when set, ends the waiting.
 func (c *conn) read(p []byte, until time.Time, stop *atomic.Bool) (int, error) {
 	for {
-		if c.armed.IsZero() || c.armed.After(until) {
-			if err := c.net.SetReadDeadline(until); err != nil {
-				return 0, err
-			}
-			c.armed = until
+		if err := c.arm(until); err != nil {
+			return 0, err
 		}
 		// A request that has come is taken, so that none is lost.
 		if stop != nil && stop.Load() && (stop != &c.server.draining || c.raw == nil || !readable(c.raw)) {
@@ -152,4 +158,13 @@ func (c *conn) read(p []byte, until time.Time, stop *atomic.Bool) (int, error) {
 			return 0, err
 		}
 	}
+}
+
+// arm sets the socket's read deadline if that is later than the one wanted.
+func (c *conn) arm(until time.Time) error {
+	if !c.armed.IsZero() && !c.armed.After(until) {
+		return nil
+	}
+	c.armed = until
+	return c.net.SetReadDeadline(until)
 }

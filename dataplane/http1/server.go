@@ -106,6 +106,7 @@ func NewServer(c Config) *Server {
 // that were read from it already. on is used by this connection only.
 func (s *Server) Serve(nc net.Conn, on *admission.Conn, first []byte) {
 	c := &conn{server: s, net: nc, on: on, raw: rawConn(nc)}
+	c.readyTurns()
 	if c.buf = s.takeBuffer(); len(first) > len(c.buf) {
 		c.buf = make([]byte, len(first))
 	}
@@ -176,7 +177,7 @@ func (s *Server) Cut() {
 	s.mu.Unlock()
 	for _, c := range s.list() {
 		c.interrupt(errStopping)
-		_ = c.net.Close()
+		c.cut()
 	}
 }
 

@@ -313,7 +313,9 @@ func (l *Listeners) accept(name string, ln net.Listener, stop <-chan struct{}, s
 			l.counters.open.Add(1)
 			serving.Go(func() {
 				defer l.counters.open.Add(-1)
-				l.open(name, c)
+				if o := l.open(name, c); o.by != nil {
+					o.by.Serve(o.conn, o.on, o.first)
+				}
 			})
 			continue
 		}

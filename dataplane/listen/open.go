@@ -16,8 +16,17 @@ import (
 // HTTP/1.1 request begins like it.
 const preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// open takes an accepted connection to the front end that speaks its protocol.
-func (l *Listeners) open(name string, raw net.Conn) {
+// opened is a connection of which it is known who serves it. That is called when
+// what found it out has left the stack: the connection stays on it.
+type opened struct {
+	by    Front // nil: the connection is closed
+	conn  net.Conn
+	on    *admission.Conn
+	first []byte // what has been read of it
+}
+
+// open finds the front end that speaks an accepted connection's protocol.
+func (l *Listeners) open(name string, raw net.Conn) *opened {
 	s := l.live.Load()
 	var one *spoken
 	switch {
@@ -29,46 +38,45 @@ func (l *Listeners) open(name string, raw net.Conn) {
 	if one == nil {
 		l.counters.unserved.Add(1)
 		_ = raw.Close()
-		return
+		return &opened{}
 	}
-	on := &admission.Conn{Peer: admission.PeerOf(raw.RemoteAddr().String())}
-	if one.tls != nil {
-		on.AltSvc = l.quic.altSvc(name)
-		l.shake(one, raw, on)
-		return
+	o := &opened{conn: raw, on: &admission.Conn{Peer: admission.PeerOf(raw.RemoteAddr().String())}}
+	switch {
+	case one.tls != nil:
+		o.on.AltSvc = l.quic.altSvc(name)
+		l.shake(one, raw, o)
+	case l.config.HTTP2 == nil:
+		o.by = l.config.HTTP1
+	default:
+		l.peek(raw, o)
 	}
-	if l.config.HTTP2 == nil {
-		l.config.HTTP1.Serve(raw, on, nil)
-		return
-	}
-	l.peek(raw, on)
+	return o
 }
 
 // shake makes a TLS connection of it. What a handshake costs is bounded: in time,
 // and in how many there are at once.
-func (l *Listeners) shake(one *spoken, raw net.Conn, on *admission.Conn) {
+func (l *Listeners) shake(one *spoken, raw net.Conn, o *opened) {
 	place := l.shakes.take(raw)
 	c, err := l.handshake(one, raw)
 	l.shakes.leave(place)
 	if err != nil {
 		l.counters.failed.Add(1)
-		l.config.Log.Debug("a TLS handshake failed", "peer", on.Peer, "error", err)
+		l.config.Log.Debug("a TLS handshake failed", "peer", o.on.Peer, "error", err)
 		_ = raw.Close()
 		return
 	}
 	l.counters.handshakes.Add(1)
 	state := c.ConnectionState()
 	name, _ := serverName(state.ServerName)
-	on.TLS = &exchange.PeerTLS{Version: state.Version, ServerName: name, ALPN: state.NegotiatedProtocol, State: &state}
+	o.on.TLS = &exchange.PeerTLS{Version: state.Version, ServerName: name, ALPN: state.NegotiatedProtocol, State: &state}
 	if len(state.VerifiedChains) > 0 {
-		on.TLS.Verified = state.VerifiedChains[0]
+		o.on.TLS.Verified = state.VerifiedChains[0]
 	}
-	on.SNIDecides = one.verifies
+	o.on.SNIDecides = one.verifies
+	o.by, o.conn = l.config.HTTP1, c
 	if state.NegotiatedProtocol == "h2" && l.config.HTTP2 != nil {
-		l.config.HTTP2.Serve(c, on, nil)
-		return
+		o.by = l.config.HTTP2
 	}
-	l.config.HTTP1.Serve(c, on, nil)
 }
 
 func (l *Listeners) handshake(one *spoken, raw net.Conn) (*tls.Conn, error) {
@@ -114,17 +122,16 @@ func (p *places) leave(place *list.Element) {
 }
 
 // peek reads until it is clear whether the client speaks HTTP/2.
-func (l *Listeners) peek(raw net.Conn, on *admission.Conn) {
+func (l *Listeners) peek(raw net.Conn, o *opened) {
 	first, err := l.first(raw)
 	if err != nil {
 		_ = raw.Close()
 		return
 	}
+	o.by, o.first = l.config.HTTP1, first
 	if string(first) == preface {
-		l.config.HTTP2.Serve(raw, on, first)
-		return
+		o.by = l.config.HTTP2
 	}
-	l.config.HTTP1.Serve(raw, on, first)
 }
 
 // first returns the preface, or the first bytes of something else.

@@ -93,11 +93,12 @@ func (b *bearer) do(e *exchange.Exchange, compact string, now time.Time, fresh *
 	if t.Client != "" && b.applications.disabled(t.Client) {
 		return b.deny(TokenRevoked, "the token's client is disabled")
 	}
-	e.Identity = exchange.Identity{
-		Method: methodJWT, Subject: t.Subject, Client: t.Client, Issuer: t.Issuer, IssuerName: issuer.Name(), TokenID: t.ID, Session: t.Session,
-		Scopes: t.Scopes, Roles: t.Roles, Groups: t.Groups, Claims: t.Claims,
-		IssuedAt: time.Unix(t.IssuedAt, 0), ExpiresAt: time.Unix(t.Expires, 0),
-	}
+	// In place: a literal would be made on the stack, and copied.
+	e.Identity = exchange.Identity{}
+	id := &e.Identity
+	id.Method, id.Subject, id.Client, id.Issuer, id.IssuerName = methodJWT, t.Subject, t.Client, t.Issuer, issuer.Name()
+	id.TokenID, id.Session, id.Scopes, id.Roles, id.Groups, id.Claims = t.ID, t.Session, t.Scopes, t.Roles, t.Groups, t.Claims
+	id.IssuedAt, id.ExpiresAt = time.Unix(t.IssuedAt, 0), time.Unix(t.Expires, 0)
 	return nil
 }
 

@@ -88,8 +88,7 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 	if b.direct && !grpc {
 		ended = b.ask(&a, e, span, deadline, began)
 	} else {
-		a = b.travel(e, span, deadline, grpc)
-		ended = time.Now()
+		ended = b.travel(&a, e, span, deadline, grpc)
 	}
 	e.Waited = ended.Sub(began)
 	u.answered(u.pool.start, began, ended, a.resp, a.err)

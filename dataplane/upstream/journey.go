@@ -31,21 +31,22 @@ type journey struct {
 	tried []*endpoint
 }
 
-// travel sends the request as often as the route and the budget allow.
-func (b *Backend) travel(e *exchange.Exchange, span context.Context, deadline time.Time, grpc bool) attempt {
+// travel sends the request as often as the route and the budget allow, and returns
+// when what came of it did.
+func (b *Backend) travel(a *attempt, e *exchange.Exchange, span context.Context, deadline time.Time, grpc bool) (ended time.Time) {
 	j := &journey{b: b, e: e, span: span, deadline: deadline, grpc: grpc}
-	if err := j.pack(); err != nil {
-		return attempt{err: err}
+	if a.err = j.pack(); a.err != nil {
+		return time.Now()
 	}
-	a := j.round()
-	for retry := 0; j.again(&a, retry); retry++ {
+	*a = j.round()
+	for retry := 0; j.again(a, retry); retry++ {
 		// again has taken a place in the budget.
 		a.discard()
 		if err := j.sleep(retry); err != nil {
-			a = attempt{err: err}
+			*a = attempt{err: err}
 		} else {
 			b.upstream.retries.Add(1)
-			a = j.round()
+			*a = j.round()
 		}
 		b.upstream.budget.Leave()
 	}
@@ -55,7 +56,7 @@ func (b *Backend) travel(e *exchange.Exchange, span context.Context, deadline ti
 	if errors.Is(a.err, ErrUnavailable) && !errors.Is(a.err, errDial) && time.Until(deadline) < early {
 		a.err = fmt.Errorf("%w: %w", ErrTimeout, a.err)
 	}
-	return a
+	return time.Now()
 }
 
 // pack readies the body: what is there is taken, what is not is kept as it passes.
