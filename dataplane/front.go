@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/follow"
 	"portcullis.dev/portcullis/dataplane/http1"
@@ -19,9 +20,10 @@ import (
 
 // open makes the front ends and puts them behind the sockets.
 func (n *Node) open() (err error) {
-	n.front = http1.NewServer(http1.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
-	three := http3.New(http3.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Drain: n.cfg.Drain, Log: n.cfg.Log})
-	two := http2.NewServer(http2.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log})
+	front := admission.Config{Handle: n.handle, Refuse: n.gateway.Refuse, Settings: n.frontSettings, Log: n.cfg.Log}
+	n.front = http1.NewServer(front)
+	two := http2.NewServer(front)
+	three := http3.New(front, n.cfg.Drain)
 	sockets := map[string]net.Listener{}
 	maps.Copy(sockets, n.cfg.Listeners)
 	if n.cfg.Listener != nil {

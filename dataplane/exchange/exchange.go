@@ -12,6 +12,7 @@ import (
 	"crypto/x509"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 )
 
@@ -50,6 +51,19 @@ type Request struct {
 	Peer netip.Addr
 	// TLS is nil on a plain connection.
 	TLS *PeerTLS
+}
+
+// GRPC tells whether the request is one of gRPC (its doc PROTOCOL-HTTP2.md).
+func (r *Request) GRPC() bool {
+	if r.Method != "POST" {
+		return false
+	}
+	const grpc = "application/grpc"
+	text, _ := r.Header.Lookup("Content-Type")
+	if len(text) < len(grpc) || !EqualFold(text[:len(grpc)], grpc) {
+		return false
+	}
+	return len(text) == len(grpc) || strings.IndexByte("+; ", text[len(grpc)]) >= 0
 }
 
 // PeerTLS is what the handshake told of the client.

@@ -4,10 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
@@ -25,21 +27,21 @@ var (
 type body struct {
 	conn     *conn
 	trailers func() exchange.Header // is trailer
-	// ended is set when a read in progress must not go on.
-	ended atomic.Bool
+	// ended is set when a read in progress must not go on, answered once the answer
+	// has begun: the sender may take its time then.
+	ended, answered atomic.Bool
 
 	mu sync.Mutex
 	// Guarded by mu, which a reader holds.
 	chunked bool
 	// left of the body, or of what a chunked one may still bring.
-	left     int64
-	chunks   chunks
-	data     int // so many bytes of chunk data lie at the front of the buffer
-	last     bool
-	received int64
-	waited   time.Duration
-	err      error
-	told     bool // the reader knows that the body ended
+	left   int64
+	chunks chunks
+	data   int // so many bytes of chunk data lie at the front of the buffer
+	last   bool
+	pace   admission.Pace
+	err    error
+	told   bool // the reader knows that the body ended
 }
 
 // openBody prepares the reader of a body of the length, -1 for a chunked one. A
@@ -51,11 +53,13 @@ func (c *conn) openBody(length, limit int64, expects bool) *body {
 	}
 	b := c.body
 	b.chunks.reset()
-	b.chunked, b.left, b.data, b.last, b.received, b.waited, b.err, b.told = length < 0, length, 0, false, 0, 0, nil, false
+	b.chunked, b.left, b.data, b.last, b.err, b.told = length < 0, length, 0, false, nil, false
+	b.pace = admission.Pace{Patience: c.server.config.BodyTimeout}
 	if b.chunked {
 		b.left = limit
 	}
 	b.ended.Store(false)
+	b.answered.Store(false)
 	// Who has begun to send waits for nothing.
 	c.reading, c.expecting = true, expects && c.from == c.to
 	return b
@@ -179,11 +183,14 @@ func (b *body) wait(p []byte) (int, error) {
 		return 0, err
 	}
 	begun := time.Now()
-	patience := c.server.config.BodyTimeout
-	budget := patience + time.Duration(b.received/minBodyRate)*time.Second - b.waited
-	n, err := c.read(p, begun.Add(min(patience, budget)), &b.ended)
-	b.waited += time.Since(begun)
-	b.received += int64(n)
+	n, err := c.read(p, begun.Add(b.pace.Allows()), &b.ended)
+	for errors.Is(err, os.ErrDeadlineExceeded) && b.answered.Load() {
+		n, err = c.read(p, time.Now().Add(b.pace.Patience), &b.ended)
+	}
+	b.pace.Received(n)
+	if !b.answered.Load() {
+		b.pace.Waited(time.Since(begun))
+	}
 	switch {
 	case err == errStopping:
 		return 0, errEnded
@@ -224,6 +231,8 @@ func (b *body) finish(drain bool) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ended.Store(false)
+	// Nothing bounds the wait for what is dropped but its rate.
+	b.answered.Store(false)
 	if b.err == nil && drain {
 		b.drop()
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
@@ -140,39 +141,13 @@ func (s *chunks) parseTrailer() error {
 	return nil
 }
 
-// header returns the trailer fields that may be passed on: none that frames,
-// routes, authenticates or says what the content is (RFC 9110, 6.5.1). Its
-// strings hold until reset.
+// header returns the trailer fields that may be passed on. Its strings hold until
+// reset.
 func (s *chunks) header() exchange.Header {
 	h := exchange.HeaderOf(s.fields...)
-	h.DelFunc(func(f exchange.Field) bool { return !trailerField(f.Name) })
+	h.DelFunc(func(f exchange.Field) bool { return !admission.Trailer(f.Name) })
 	s.fields = h.Fields()
 	return h
-}
-
-// notInTrailers are names that only a header section may hold, beside those for
-// one connection only and those with the prefixes below.
-var notInTrailers = [...]string{
-	"Host", "Expect", "Max-Forwards", "Cache-Control", "Age", "Expires", "Date", "Pragma", "Range", "Vary", "Location", "Retry-After",
-	"Authorization", "Cookie", "Set-Cookie", "WWW-Authenticate", "Authentication-Info", "Origin", "Forwarded", "X-Request-Id",
-}
-
-func trailerField(name string) bool {
-	if exchange.HopByHop(name) || !exchange.SafeName(name) {
-		return false
-	}
-	for _, forbidden := range &notInTrailers {
-		if exchange.EqualFold(name, forbidden) {
-			return false
-		}
-	}
-	for _, prefix := range [...]string{"Content-", "If-", "X-Forwarded-", "X-Portcullis-", "Access-Control-"} {
-		if len(name) >= len(prefix) && exchange.EqualFold(name[:len(prefix)], prefix) {
-			// What was computed while the body was sent is what trailers are for.
-			return exchange.EqualFold(name, "Content-Digest")
-		}
-	}
-	return true
 }
 
 func broken(what string) error {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -12,66 +11,16 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
-	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
-// Config of a Server.
-type Config struct {
-	// Handle answers an exchange; never nil. It is called on one goroutine per
-	// connection. The exchange and its strings hold until Done has run.
-	Handle func(*exchange.Exchange) *exchange.Response
-	// Refuse renders the server's own refusals: request_malformed,
-	// request_too_large, misdirected_request, and internal_error when Handle panics.
-	// The Request holds what is known of it, which may be nothing but Peer. What
-	// decided stands in the exchange's Why. Never nil.
-	Refuse func(e *exchange.Exchange, reason string, status int) *exchange.Response
-	// Settings returns the live settings. It is called for every request and so is
-	// cheap; nil means the zero Settings.
-	Settings func() *admission.Settings
-
-	// HeaderTimeout bounds the time from a head's first byte to its last, and the
-	// wait for the first byte of a connection; 0 means 10s.
-	HeaderTimeout time.Duration
-	// BodyTimeout bounds each wait for more of a request's body; all waits for one
-	// body together may take as long, and then a second for each minBodyRate bytes
-	// that came. 0 means 30s.
-	BodyTimeout time.Duration
-	// WriteTimeout bounds the wait for the client to take one write of at most
-	// 64 KiB, give or take a half; 0 means 60s. It is the minimum rate at which an
-	// answer is read, too.
-	WriteTimeout time.Duration
-	// IdleTimeout bounds the wait for the next request; 0 means 2m.
-	IdleTimeout time.Duration
-	// Log gets what cannot be said to the client; nil discards it.
-	Log *slog.Logger
-}
-
-// minBodyRate is how many bytes a second of a request's body a client must send
-// on average, beyond BodyTimeout.
-const minBodyRate = 240
+// Config of a Server. Handle is called on one goroutine per connection.
+type Config = admission.Config
 
 var (
 	errStopping = errors.New("node is stopping")
 	// errGone is context.Canceled to those who ask why.
 	errGone = fmt.Errorf("client closed the connection: %w", context.Canceled)
 )
-
-func (c *Config) complete() {
-	for at, zero := range map[*time.Duration]time.Duration{
-		&c.HeaderTimeout: 10 * time.Second, &c.BodyTimeout: 30 * time.Second, &c.WriteTimeout: time.Minute, &c.IdleTimeout: 2 * time.Minute,
-	} {
-		if *at <= 0 {
-			*at = zero
-		}
-	}
-	if c.Settings == nil {
-		zero := &admission.Settings{}
-		c.Settings = func() *admission.Settings { return zero }
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-}
 
 // Server serves connections, each on the goroutine that calls Serve. Make one
 // with NewServer. Its methods may be called concurrently.
@@ -87,14 +36,13 @@ type Server struct {
 	// Guarded by mu.
 	conns   map[*conn]struct{}
 	killed  bool
-	waiting chan struct{}
 	watch   *time.Timer // looks for clients that have gone; runs while connections are open
 	watched bool
 }
 
 // NewServer makes a server.
 func NewServer(c Config) *Server {
-	c.complete()
+	c.Complete()
 	s := &Server{config: c, conns: map[*conn]struct{}{}}
 	s.heads.New = func() any { return new([readBuffer]byte) }
 	s.small.New = func() any { return new([smallBuffer]byte) }
@@ -188,26 +136,6 @@ func (s *Server) Open() int {
 	return len(s.conns)
 }
 
-// Empty returns a channel that is closed once no connection is being served.
-func (s *Server) Empty() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.waiting == nil {
-		s.waiting = make(chan struct{})
-	}
-	waiting := s.waiting
-	s.settle()
-	return waiting
-}
-
-// settle is called with mu held.
-func (s *Server) settle() {
-	if s.waiting != nil && len(s.conns) == 0 {
-		close(s.waiting)
-		s.waiting = nil
-	}
-}
-
 func (s *Server) add(c *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -230,7 +158,6 @@ func (s *Server) remove(c *conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c)
-	s.settle()
 }
 
 func (s *Server) list() []*conn {

@@ -112,6 +112,26 @@ func TestABodyThatTricklesIsCutOff(t *testing.T) {
 	c.Close()
 }
 
+// Once the answer has begun, what is behind it decides how long both may be silent.
+func TestABodyMayBeQuietBehindItsAnswer(t *testing.T) {
+	t.Parallel()
+	const limit = 50 * time.Millisecond
+	f := start(t, Config{BodyTimeout: limit, Handle: func(e *exchange.Exchange) *exchange.Response {
+		return &exchange.Response{Status: 200, Body: exchange.Body{Reader: e.Request.Body.Reader, Length: -1}}
+	}})
+	c := f.dial()
+	c.send(lines("POST / HTTP/1.1", "Host: a", "Transfer-Encoding: chunked") + "3\r\none\r\n")
+	resp, err := http.ReadResponse(c.r, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(4 * limit) // the silence that is not to be cut
+	c.send("3\r\ntwo\r\n0\r\n\r\n")
+	if b, err := io.ReadAll(resp.Body); string(b) != "onetwo" || err != nil {
+		t.Errorf("%q %v", b, err)
+	}
+}
+
 func TestClosingABodyWakesItsReader(t *testing.T) {
 	read := make(chan error, 1)
 	f := start(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {

@@ -91,7 +91,14 @@ func refusing(e *exchange.Exchange, reason string, status int) *exchange.Respons
 func (f *front) stop() {
 	f.ln.Close()
 	f.server.Drain()
-	<-f.server.Empty()
+	f.empty()
+}
+
+// empty waits until no connection is open.
+func (f *front) empty() {
+	for f.server.Open() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 func plain(status int, s string) *exchange.Response {

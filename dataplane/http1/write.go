@@ -81,6 +81,7 @@ func (c *conn) respond(resp *exchange.Response) {
 // answerEarly settles what becomes of a request's body when the answer begins
 // before its end.
 func (c *conn) answerEarly() {
+	c.body.answered.Store(true)
 	c.writing.Lock()
 	unasked := c.expecting
 	c.expecting = false

@@ -8,6 +8,7 @@ import (
 
 	h2 "golang.org/x/net/http2"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
@@ -17,6 +18,9 @@ type chunk struct {
 	from, to int
 	data     [maxFrame]byte
 }
+
+// errSlow is what a body says whose client does not keep to the minimum rate.
+var errSlow = fmt.Errorf("%w: the body comes too slowly", exchange.ErrMalformed)
 
 // body is what a request carries. The reader of the connection fills it; one
 // other goroutine reads it, which may go on after the exchange: then it gets
@@ -35,12 +39,13 @@ type body struct {
 	owed     int64 // read, but not given back to the window
 	err      error // what Read returns behind the chunks; io.EOF at the end
 	proceed  bool  // the client waits for 100 (Continue)
-	patient  bool  // silence is no attack
+	pace     admission.Pace
+	patient  bool // silence is no attack
 	trailer  exchange.Header
 }
 
 func newBody(c *conn, id uint32, declared, limit int64) *body {
-	b := &body{c: c, id: id, declared: declared, left: limit, window: streamWindow}
+	b := &body{c: c, id: id, declared: declared, left: limit, window: streamWindow, pace: admission.Pace{Patience: c.server.config.BodyTimeout}}
 	b.wake.L = &c.mu
 	return b
 }
@@ -71,6 +76,7 @@ func (b *body) Read(p []byte) (int, error) {
 			b.chunks = b.chunks[1:]
 		}
 	}
+	b.pace.Received(n)
 	if b.left -= int64(n); b.left < 0 {
 		b.dropLocked(fmt.Errorf("%w: body beyond its limit", exchange.ErrTooLarge))
 		return 0, b.err
@@ -95,28 +101,42 @@ func (b *body) Buffered() int {
 	return n
 }
 
-// waitLocked waits until there is something to return.
+// waitLocked waits until there is something to return, or the client is too slow.
 func (b *body) waitLocked() {
 	if len(b.chunks) > 0 || b.err != nil {
 		return
 	}
-	expired := false
+	c, begun := b.c, time.Now()
+	held := c.heldLocked(begun)
+	// waited leaves out what the client could not help.
+	waited := func() time.Duration {
+		now := time.Now()
+		return now.Sub(begun) - (c.heldLocked(now) - held)
+	}
+	late := false
+	var timer *time.Timer
 	if !b.patient {
-		timer := time.AfterFunc(b.c.server.config.BodyTimeout, func() {
-			b.c.mu.Lock()
-			defer b.c.mu.Unlock()
-			expired = true
+		timer = time.AfterFunc(b.pace.Allows(), func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			late = true
 			b.wake.Broadcast()
 		})
 		defer timer.Stop()
 	}
 	for len(b.chunks) == 0 && b.err == nil {
-		if expired && !b.patient {
-			b.err = fmt.Errorf("%w: nothing of the body in %v", exchange.ErrMalformed, b.c.server.config.BodyTimeout)
-			return
+		if late && !b.patient {
+			left := b.pace.Allows() - waited()
+			if left <= 0 {
+				b.err = errSlow
+				return
+			}
+			late = false
+			timer.Reset(left)
 		}
 		b.wake.Wait()
 	}
+	b.pace.Waited(waited())
 }
 
 // Close leaves the rest unread.

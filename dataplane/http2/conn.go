@@ -91,12 +91,14 @@ type conn struct {
 	final     bool      // no further streams: GOAWAY says so
 	parting   bool      // the next answer says goodbye
 	draining  bool
-	window    int64    // what may be sent
-	grant     int64    // the client's initial window for streams
-	shrunk    bool     // the client has made its table smaller
-	allowed   int64    // what the client may send
-	owed      int64    // read, but not given back
-	unwanted  []uint32 // streams that are answered and to be reset soon
+	window    int64         // what may be sent
+	grant     int64         // the client's initial window for streams
+	shrunk    bool          // the client has made its table smaller
+	allowed   int64         // what the client may send
+	owed      int64         // read, but not given back
+	held      time.Duration // how long allowed was 0
+	heldSince time.Time     // zero while it is not
+	unwanted  []uint32      // streams that are answered and to be reset soon
 }
 
 type closedStream struct {
@@ -137,7 +139,7 @@ func (c *conn) greet() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	settings := [...]h2.Setting{
-		{ID: h2.SettingMaxConcurrentStreams, Val: uint32(c.server.config.MaxStreams)},
+		{ID: h2.SettingMaxConcurrentStreams, Val: maxStreams},
 		{ID: h2.SettingInitialWindowSize, Val: streamWindow},
 		{ID: h2.SettingMaxHeaderListSize, Val: uint32(c.server.config.Settings().HeaderLimit())},
 	}

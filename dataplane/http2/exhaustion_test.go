@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -151,6 +152,76 @@ func TestSlowBodiesAreTimedOut(t *testing.T) {
 	r.alive()
 }
 
+// Whoever trickles a body keeps to every single time limit, and yet not to the
+// minimum rate.
+func TestBodiesThatTrickleAreTimedOut(t *testing.T) {
+	f := start(t, Config{BodyTimeout: 200 * time.Millisecond})
+	r := f.dial()
+	r.headers(1, false, post()...)
+	answered := make(chan struct{})
+	var sending sync.WaitGroup
+	sending.Go(func() {
+		for tick := time.NewTicker(20 * time.Millisecond); ; {
+			select {
+			case <-answered:
+				tick.Stop()
+				return
+			case <-tick.C:
+				r.must(r.WriteData(1, false, []byte("x")))
+			}
+		}
+	})
+	o := r.receive(1)
+	close(answered)
+	sending.Wait()
+	if o.status != "400" || !strings.Contains(o.body, "slowly") {
+		t.Errorf("got %+v", o)
+	}
+	r.alive()
+}
+
+// Whom the connection's window keeps from sending, since others' bodies fill it
+// that nobody reads, is not slow.
+func TestBodiesThatAreHeldBackAreNotTimedOut(t *testing.T) {
+	t.Parallel()
+	const limit = 300 * time.Millisecond
+	release := make(chan struct{})
+	waits := make(chan struct{}, connWindow/streamWindow)
+	f := start(t, Config{BodyTimeout: limit, Handle: func(e *exchange.Exchange) *exchange.Response {
+		if e.Request.Path == "/full" {
+			waits <- struct{}{}
+			<-release
+			_, _ = io.ReadFull(e.Request.Body.Reader, make([]byte, streamWindow))
+			return text(200, "")
+		}
+		n, err := io.Copy(io.Discard, e.Request.Body.Reader)
+		if err != nil {
+			return text(400, err.Error())
+		}
+		return text(200, strconv.FormatInt(n, 10))
+	}})
+	r := f.dial()
+	full := []string{":method", "POST", ":scheme", "http", ":path", "/full", ":authority", "a"}
+	id := uint32(1)
+	for range connWindow / streamWindow {
+		r.headers(id, false, full...)
+		<-waits
+		for range streamWindow / maxFrame {
+			r.must(r.WriteData(id, false, make([]byte, maxFrame)))
+		}
+		id += 2
+	}
+	r.headers(id, false, post()...)
+	r.alive()
+	time.Sleep(2 * limit) // what must not end it has no event
+	close(release)
+	r.await(id, func(o *outcome) bool { return o.window > 0 })
+	r.must(r.WriteData(id, true, []byte("late")))
+	if o := r.receive(id); o.status != "200" || o.body != "4" {
+		t.Errorf("got %+v", o)
+	}
+}
+
 // A stream of gRPC may be silent, before and behind the head of its answer.
 func TestStreamsOfGRPCMayBeSilent(t *testing.T) {
 	f := start(t, Config{BodyTimeout: 20 * time.Millisecond})
@@ -204,15 +275,18 @@ func FuzzFrames(f *testing.F) {
 // Of a request that is refused for want of a place, all the rest may be under way.
 func TestTheRestOfARefusedRequestIsNoAttack(t *testing.T) {
 	h := newHold()
-	f := start(t, Config{MaxStreams: 1, Handle: h.handle})
+	f := start(t, Config{Handle: h.handle})
 	r := f.dial()
-	r.headers(1, true, get()...)
-	<-h.entered
-	r.headers(3, false, post()...)
-	for range 2 * mostResets {
-		r.must(r.WriteData(3, false, []byte("x")))
+	for i := range uint32(maxStreams) {
+		r.headers(2*i+1, true, get()...)
+		<-h.entered
 	}
-	r.headers(3, true, "x-sum", "1")
+	const refused = 2*maxStreams + 1
+	r.headers(refused, false, post()...)
+	for range 2 * mostResets {
+		r.must(r.WriteData(refused, false, []byte("x")))
+	}
+	r.headers(refused, true, "x-sum", "1")
 	r.alive()
 	close(h.release)
 	if o := r.receive(1); o.status != "200" {

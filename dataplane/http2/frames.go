@@ -137,8 +137,7 @@ func (c *conn) decode(to *exchange.Header, limit int, trailer bool, block []byte
 func (c *conn) request(id uint32, ended bool, block []byte) error {
 	c.mu.Lock()
 	c.last = id
-	most := c.server.config.MaxStreams
-	refuse := c.final || len(c.streams) >= most || c.running >= 2*most
+	refuse := c.final || len(c.streams) >= maxStreams || c.running >= 2*maxStreams
 	c.mu.Unlock()
 	if refuse {
 		if err := c.decode(nil, 0, false, block); err != nil {
@@ -177,7 +176,7 @@ func (c *conn) admit(s *stream, ended bool, settings *admission.Settings) {
 	if !ended {
 		s.body = newBody(c, s.id, c.head.length, settings.BodyLimit())
 		s.body.proceed = c.head.expects == 1
-		s.body.patient = isGRPC(e.Request.Header.Get("Content-Type"))
+		s.body.patient = admission.Quiet(&e.Request)
 	}
 	if s.refused != nil {
 		c.on.Meet(e)
@@ -210,7 +209,7 @@ func (c *conn) trailer(id uint32, s *stream, ended bool, block []byte) error {
 		return c.streamError(id, h2.ErrCodeProtocol)
 	}
 	s.ended = true
-	fields.DelFunc(func(f exchange.Field) bool { return exchange.HopByHop(f.Name) || admission.Foreign(f.Name) })
+	fields.DelFunc(func(f exchange.Field) bool { return !admission.Trailer(f.Name) })
 	s.body.endLocked(fields)
 	c.mu.Unlock()
 	return nil
@@ -261,6 +260,9 @@ func (c *conn) deliver(fh h2.FrameHeader, spare *chunk) (kept bool, refused h2.E
 	if c.allowed -= size; c.allowed < 0 {
 		return false, h2.ErrCodeNo, connectionError{h2.ErrCodeFlowControl, "more data than the connection's window"}
 	}
+	if c.allowed == 0 {
+		c.heldSince = time.Now()
+	}
 	s := c.streams[fh.StreamID]
 	if s == nil || s.ended || s.body == nil {
 		c.creditLocked(size)
@@ -291,13 +293,25 @@ func (c *conn) deliver(fh h2.FrameHeader, spare *chunk) (kept bool, refused h2.E
 }
 
 // creditLocked lets the client send n bytes more on the connection: in few, large
-// steps.
+// steps, and smaller ones the less it may send.
 func (c *conn) creditLocked(n int64) {
-	if c.owed += n; c.owed >= connWindow/2 {
-		c.out = appendWindowUpdate(c.out, 0, uint32(c.owed))
-		c.allowed += c.owed
-		c.owed = 0
+	if c.owed += n; c.owed < connWindow/2 && c.owed < c.allowed || c.owed == 0 {
+		return
 	}
+	c.out = appendWindowUpdate(c.out, 0, uint32(c.owed))
+	if c.allowed += c.owed; !c.heldSince.IsZero() {
+		c.held, c.heldSince = c.held+time.Since(c.heldSince), time.Time{}
+	}
+	c.owed = 0
+}
+
+// heldLocked returns for how long the client has not been allowed to send: others'
+// bodies that nobody read had filled the connection's window.
+func (c *conn) heldLocked(now time.Time) time.Duration {
+	if c.heldSince.IsZero() {
+		return c.held
+	}
+	return c.held + now.Sub(c.heldSince)
 }
 
 // settingsLocked applies and acknowledges SETTINGS (RFC 9113, 6.5).

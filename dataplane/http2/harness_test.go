@@ -75,9 +75,16 @@ func start(t testing.TB, config Config) *front {
 		if f.server.Open() != 0 {
 			t.Error("connections are open after all ended")
 		}
-		<-f.server.Empty()
+		f.empty()
 	})
 	return f
+}
+
+// empty waits until no connection is open.
+func (f *front) empty() {
+	for f.server.Open() > 0 {
+		time.Sleep(time.Millisecond)
+	}
 }
 
 // note records how the exchange ends.
@@ -226,6 +233,7 @@ type outcome struct {
 	closed  bool
 	pingAck int
 	other   uint32 // another stream that was reset
+	window  uint32 // what the connection was granted
 }
 
 // await reads until stop says so or the connection ends.
@@ -276,6 +284,10 @@ func (r *raw) take(o *outcome, id uint32, frame h2.Frame) {
 		}
 	case *h2.GoAwayFrame:
 		o.gone, o.goAway, o.why = true, f.ErrCode, string(f.DebugData())
+	case *h2.WindowUpdateFrame:
+		if f.StreamID == 0 {
+			o.window += f.Increment
+		}
 	case *h2.PingFrame:
 		if f.IsAck() {
 			o.pingAck++
@@ -324,5 +336,7 @@ func serveBytes(t *testing.T, server *Server, said []byte) {
 	case <-time.After(patience):
 		t.Fatal("the connection does not end")
 	}
-	<-server.Empty()
+	if n := server.Open(); n > 0 {
+		t.Error(n, "connections are open")
+	}
 }

@@ -162,7 +162,7 @@ func TestPanicsBehindTheHandler(t *testing.T) {
 			}
 			r.alive()
 			r.Conn.Close()
-			<-f.server.Empty()
+			f.empty()
 			f.mu.Lock()
 			defer f.mu.Unlock()
 			if len(f.ends) != 1 || f.ends[0].Err == nil {
@@ -268,7 +268,6 @@ func TestDrain(t *testing.T) {
 	idle.alive()
 	r.headers(1, true, get()...)
 	<-h.entered
-	empty := f.server.Empty()
 	f.server.Drain()
 	f.server.Drain()
 	ping := func(r *raw) {
@@ -295,7 +294,7 @@ func TestDrain(t *testing.T) {
 		t.Errorf("got %+v", o)
 	}
 	r.await(0, func(*outcome) bool { return false })
-	<-empty
+	f.empty()
 	late := f.dial()
 	late.headers(1, true, get()...)
 	if o := late.receive(1); o.status != "200" || !o.gone {
@@ -332,7 +331,7 @@ func TestCut(t *testing.T) {
 	}
 	f.server.Cut()
 	<-h.canceled
-	<-f.server.Empty()
+	f.empty()
 	if o := r.await(1, func(*outcome) bool { return false }); !o.closed || o.status != "" {
 		t.Errorf("got %+v", o)
 	}

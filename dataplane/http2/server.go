@@ -10,70 +10,21 @@ package http2
 
 import (
 	"errors"
-	"log/slog"
 	"net"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
-	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 // Preface is what a client sends first (RFC 9113, 3.4).
 const Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
-// Config of a Server.
-type Config struct {
-	// Handle answers an exchange; never nil. It is called on one goroutine per
-	// request. The exchange and its strings hold until Done has run.
-	Handle func(*exchange.Exchange) *exchange.Response
-	// Refuse renders the front end's own refusals, whose reasons are those of
-	// package admission; never nil.
-	Refuse func(e *exchange.Exchange, reason string, status int) *exchange.Response
-	// Settings returns the live settings. It is called for every request and so is
-	// cheap; nil means the zero Settings.
-	Settings func() *admission.Settings
+// Config of a Server. Handle is called on one goroutine per request.
+type Config = admission.Config
 
-	// HeaderTimeout bounds the time from a head's first byte to its last, and that
-	// of the connection's first frame; 0 means 10s.
-	HeaderTimeout time.Duration
-	// BodyTimeout bounds the wait for more of a request's body before the answer has
-	// begun; 0 means 30s. Streams of gRPC may be silent for as long as they like.
-	BodyTimeout time.Duration
-	// WriteTimeout bounds the wait for the client to take more; 0 means 60s.
-	WriteTimeout time.Duration
-	// IdleTimeout bounds the wait for the next request; 0 means 2m.
-	IdleTimeout time.Duration
-	// MaxStreams bounds the requests in flight on one connection; 0 means 128.
-	MaxStreams int
-	// Log gets what cannot be said to the client; nil discards it.
-	Log *slog.Logger
-}
-
-func (c *Config) setDefaults() {
-	for _, d := range []struct {
-		have *time.Duration
-		zero time.Duration
-	}{
-		{&c.HeaderTimeout, 10 * time.Second}, {&c.BodyTimeout, 30 * time.Second},
-		{&c.WriteTimeout, time.Minute}, {&c.IdleTimeout, 2 * time.Minute},
-	} {
-		if *d.have <= 0 {
-			*d.have = d.zero
-		}
-	}
-	if c.MaxStreams <= 0 {
-		c.MaxStreams = 128
-	}
-	if c.Settings == nil {
-		zero := &admission.Settings{}
-		c.Settings = func() *admission.Settings { return zero }
-	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-}
+// maxStreams bounds the requests in flight on one connection.
+const maxStreams = 128
 
 var (
 	// errCut is the cause of what Cut ends.
@@ -103,12 +54,11 @@ type Server struct {
 	parting  bool
 	draining bool
 	cut      bool
-	empty    chan struct{} // closed when conns is empty; nil when nobody asked
 }
 
 // NewServer makes a server.
 func NewServer(c Config) *Server {
-	c.setDefaults()
+	c.Complete()
 	s := &Server{config: c, conns: map[*conn]struct{}{}}
 	s.buffers.New = func() any { return new([copyBuffer]byte) }
 	s.chunks.New = func() any { return new(chunk) }
@@ -149,10 +99,6 @@ func (s *Server) remove(c *conn) {
 		close(w.wake)
 	}
 	s.parked = nil
-	if s.empty != nil {
-		close(s.empty)
-		s.empty = nil
-	}
 }
 
 // Goodbye makes every connection, from its next answer on, tell its client to use
@@ -207,22 +153,6 @@ func (s *Server) Open() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return len(s.conns)
-}
-
-// Empty returns a channel that is closed once no connection is being served.
-func (s *Server) Empty() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.empty != nil {
-		return s.empty
-	}
-	empty := make(chan struct{})
-	if len(s.conns) == 0 {
-		close(empty)
-	} else {
-		s.empty = empty
-	}
-	return empty
 }
 
 // worker returns a stream with a goroutine of its own that waits for work.

@@ -6,7 +6,6 @@ import (
 	"io"
 	"log/slog"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -354,10 +353,4 @@ func (s *stream) killLocked(why error) {
 			s.change.Broadcast()
 		}()
 	}
-}
-
-// isGRPC tells whether the content type is gRPC's.
-func isGRPC(contentType string) bool {
-	const grpc = "application/grpc"
-	return len(contentType) >= len(grpc) && strings.EqualFold(contentType[:len(grpc)], grpc)
 }

@@ -43,6 +43,11 @@ type rig struct {
 
 func newRig(t *testing.T, c Config, sniDecides bool) *rig {
 	t.Helper()
+	return newRigDraining(t, c, sniDecides, 0)
+}
+
+func newRigDraining(t *testing.T, c Config, sniDecides bool, drain time.Duration) *rig {
+	t.Helper()
 	certificate, roots := selfSigned(t)
 	pc, err := net.ListenPacket("udp", "127.0.0.1:0")
 	if err != nil {
@@ -54,7 +59,7 @@ func newRig(t *testing.T, c Config, sniDecides bool) *rig {
 		}
 	}
 	ctx, stop := context.WithCancel(t.Context())
-	r := &rig{T: t, server: New(c), at: pc.LocalAddr().String(), roots: roots, stop: stop, ended: make(chan error, 1)}
+	r := &rig{T: t, server: New(c, drain), at: pc.LocalAddr().String(), roots: roots, stop: stop, ended: make(chan error, 1)}
 	go func() {
 		r.ended <- r.server.Run(ctx, Socket{Conn: pc, TLS: &tls.Config{Certificates: []tls.Certificate{certificate}}, SNIDecides: func() bool { return sniDecides }})
 	}()
@@ -328,11 +333,11 @@ func TestDrainFinishesWhatIsInFlight(t *testing.T) {
 
 func TestDrainHasADeadline(t *testing.T) {
 	began := make(chan struct{})
-	r := newRig(t, Config{Drain: 50 * time.Millisecond, Handle: func(e *exchange.Exchange) *exchange.Response {
+	r := newRigDraining(t, Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		close(began)
 		<-e.Context.Done()
 		return text(200, "")
-	}}, false)
+	}}, false, 50*time.Millisecond)
 	go r.client.Do(request(t, "GET", "https://api.example/", nil))
 	<-began
 	r.stop()

@@ -108,7 +108,7 @@ func (l *life) drain() error {
 		defer close(finished)
 		l.end(ctx)
 	}()
-	late := time.NewTimer(s.config.Drain)
+	late := time.NewTimer(s.draining)
 	defer late.Stop()
 	left := 0
 	select {

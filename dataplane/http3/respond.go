@@ -26,6 +26,9 @@ func (s *Server) respond(w http.ResponseWriter, e *exchange.Exchange, resp *exch
 		resp = s.config.Refuse(e, admission.ReasonInternal, http.StatusInternalServerError)
 	}
 	e.Result.Status = resp.Status
+	if b, ok := e.Request.Body.Reader.(*body); ok {
+		b.lift()
+	}
 	writeHead(w.Header(), e, resp)
 	w.WriteHeader(resp.Status)
 	control := http.NewResponseController(w)

@@ -3,7 +3,6 @@ package http3
 import (
 	"crypto/tls"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/quic-go/quic-go"
 	quichttp3 "github.com/quic-go/quic-go/http3"
-	"golang.org/x/net/http/httpguts"
 
 	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -30,6 +28,43 @@ type client struct {
 
 	work  work
 	asked atomic.Int64 // when a request last began or ended, in Unix nanoseconds
+
+	mu sync.Mutex
+	// Guarded by mu: bodies that nobody reads just now, since when there have been so
+	// many that they may fill the connection's window, and for how long before that.
+	bodies    int
+	heldSince time.Time
+	heldFor   time.Duration
+}
+
+// holding is how many bodies together may fill the connection's window when nobody
+// reads them.
+const holding = connWindow / streamWindow
+
+// unread notes n more bodies that nobody reads.
+func (c *client) unread(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	before := c.bodies
+	c.bodies += n
+	switch {
+	case before < holding && c.bodies >= holding:
+		c.heldSince = time.Now()
+	case before >= holding && c.bodies < holding:
+		c.heldFor += time.Since(c.heldSince)
+	}
+}
+
+// held returns for how long the client may not have been allowed to send, since
+// bodies that nobody read filled the connection's window. QUIC knows, but the
+// library does not tell.
+func (c *client) held(now time.Time) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.bodies < holding {
+		return c.heldFor
+	}
+	return c.heldFor + now.Sub(c.heldSince)
 }
 
 // watch closes the connection once no whole request has come for as long as one may
@@ -93,9 +128,10 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 
 // answer asks the handler, or for the refusal that the request deserves.
 func (s *Server) answer(w http.ResponseWriter, e *exchange.Exchange, r *http.Request) (resp *exchange.Response) {
-	on := r.Context().Value(connKey{}).(*client).met()
+	c := r.Context().Value(connKey{}).(*client)
+	on := c.met()
 	settings := s.config.Settings()
-	refused := s.read(w, e, r, settings)
+	refused := s.read(w, e, r, c, settings)
 	if refused == nil {
 		refused = on.Admit(e, settings)
 	} else {
@@ -128,7 +164,7 @@ func bad(format string, args ...any) *admission.Refusal {
 // read fills the exchange's request. quic-go has vetted the syntax of fields and
 // the pseudo-header fields (RFC 9114, 4.3); what HTTP/1.1 would refuse beyond that
 // is refused here too.
-func (s *Server) read(w http.ResponseWriter, e *exchange.Exchange, r *http.Request, settings *admission.Settings) *admission.Refusal {
+func (s *Server) read(w http.ResponseWriter, e *exchange.Exchange, r *http.Request, c *client, settings *admission.Settings) *admission.Refusal {
 	req := &e.Request
 	req.Method, req.Target, req.Proto = r.Method, r.RequestURI, "HTTP/3.0"
 	host, port, err := exchange.ParseHost(r.Host)
@@ -158,9 +194,13 @@ func (s *Server) read(w http.ResponseWriter, e *exchange.Exchange, r *http.Reque
 		return refused
 	}
 	if r.ContentLength != 0 {
-		b := &body{from: r.Body, control: http.NewResponseController(w), timeout: s.config.BodyTimeout, limit: settings.BodyLimit(), declared: r.ContentLength}
+		b := newBody(r, w, c, settings.BodyLimit(), s.config.BodyTimeout)
+		e.Done = append(e.Done, func(*exchange.Exchange) { b.end() })
 		if r.ContentLength < 0 && !expectsBody(r.Method) && b.empty() {
 			return nil
+		}
+		if admission.Quiet(req) {
+			b.lift()
 		}
 		req.Body = exchange.Body{Reader: b, Length: r.ContentLength, Trailer: func() exchange.Header { return trailerOf(r.Trailer) }}
 	}
@@ -199,58 +239,3 @@ func (s *Server) fields(req *exchange.Request, from http.Header, settings *admis
 	}
 	return nil
 }
-
-func trailerOf(from http.Header) exchange.Header {
-	var h exchange.Header
-	for name, values := range from {
-		for _, v := range values {
-			if httpguts.ValidTrailerHeader(name) && httpguts.ValidHeaderFieldName(name) && httpguts.ValidHeaderFieldValue(v) {
-				h.Add(strings.ToLower(name), v)
-			}
-		}
-	}
-	return h
-}
-
-// body bounds a request's body in size and in patience.
-type body struct {
-	from     io.ReadCloser
-	control  *http.ResponseController
-	timeout  time.Duration
-	limit    int64
-	declared int64 // -1: unknown
-	read     int64
-	ahead    []byte // what empty has read
-}
-
-// empty waits for the first byte or the end of the body: a request that has ended
-// with its header does not say so in the header, and an upstream would get a
-// chunked body of nothing.
-func (b *body) empty() bool {
-	first := make([]byte, 1)
-	n, err := b.Read(first)
-	b.ahead = first[:n]
-	return n == 0 && err == io.EOF
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	if len(b.ahead) > 0 {
-		n := copy(p, b.ahead)
-		b.ahead = b.ahead[n:]
-		return n, nil
-	}
-	if err := b.control.SetReadDeadline(time.Now().Add(b.timeout)); err != nil {
-		return 0, err
-	}
-	n, err := b.from.Read(p)
-	b.read += int64(n)
-	switch {
-	case b.read > b.limit:
-		return 0, fmt.Errorf("%w: body beyond its limit", exchange.ErrTooLarge)
-	case b.declared >= 0 && (b.read > b.declared || err == io.EOF && b.read < b.declared):
-		return 0, fmt.Errorf("%w: body of another length than declared", exchange.ErrMalformed)
-	}
-	return n, err
-}
-
-func (b *body) Close() error { return b.from.Close() }

@@ -10,7 +10,6 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"sync"
 	"time"
@@ -23,27 +22,8 @@ import (
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
-// Config of a Server.
-type Config struct {
-	// Handle answers an exchange; never nil. It is called on one goroutine per
-	// request. The exchange and its strings hold until Done has run.
-	Handle func(*exchange.Exchange) *exchange.Response
-	// Refuse renders the front end's own refusals: see package admission.
-	Refuse func(e *exchange.Exchange, reason string, status int) *exchange.Response
-	// Settings returns the live settings; nil means the zero Settings.
-	Settings func() *admission.Settings
-
-	// BodyTimeout bounds the wait for more of a request's body; 0 means 30s.
-	BodyTimeout time.Duration
-	// WriteTimeout bounds the wait for the client to take one write; 0 means 60s.
-	WriteTimeout time.Duration
-	// IdleTimeout bounds the wait for the next request; 0 means 2m.
-	IdleTimeout time.Duration
-	// Drain bounds the wait for requests in flight once Run is to end; 0 means 30s.
-	Drain time.Duration
-	// Log gets what cannot be said to the client; nil discards it.
-	Log *slog.Logger
-}
+// Config of a Server. Handle is called on one goroutine per request.
+type Config = admission.Config
 
 // Socket is one UDP socket to serve.
 type Socket struct {
@@ -76,6 +56,7 @@ const (
 // at once.
 type Server struct {
 	config    Config
+	draining  time.Duration // patience with what is in flight at the end
 	exchanges sync.Pool
 	buffers   sync.Pool
 	work      work
@@ -83,24 +64,14 @@ type Server struct {
 	unverified *rate.Limiter
 }
 
-// New makes a server.
-func New(c Config) *Server {
-	if c.Settings == nil {
-		zero := &admission.Settings{}
-		c.Settings = func() *admission.Settings { return zero }
+// New makes a server. drain bounds the wait for requests in flight once Run is to
+// end; 0 means 30s.
+func New(c Config, drain time.Duration) *Server {
+	c.Complete()
+	if drain <= 0 {
+		drain = 30 * time.Second
 	}
-	if c.Log == nil {
-		c.Log = slog.New(slog.DiscardHandler)
-	}
-	for _, d := range []struct {
-		of   *time.Duration
-		zero time.Duration
-	}{{&c.BodyTimeout, 30 * time.Second}, {&c.WriteTimeout, time.Minute}, {&c.IdleTimeout, 2 * time.Minute}, {&c.Drain, 30 * time.Second}} {
-		if *d.of <= 0 {
-			*d.of = d.zero
-		}
-	}
-	s := &Server{config: c, unverified: rate.NewLimiter(unverifiedRate, unverifiedRate)}
+	s := &Server{config: c, draining: drain, unverified: rate.NewLimiter(unverifiedRate, unverifiedRate)}
 	s.exchanges.New = func() any { return new(exchange.Exchange) }
 	s.buffers.New = func() any { return new([copyBuffer]byte) }
 	return s

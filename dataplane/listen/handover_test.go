@@ -98,10 +98,10 @@ func TestConnectionsAreRefusedWhenMemoryIsShort(t *testing.T) {
 // HTTP/3 follows the live settings: it comes, is announced, takes another
 // certificate, and goes.
 func TestHTTP3(t *testing.T) {
-	three := http3.New(http3.Config{Drain: patience, Handle: func(e *exchange.Exchange) *exchange.Response {
+	three := http3.New(http3.Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		text := e.Request.Proto + " " + e.Request.TLS.ServerName
 		return &exchange.Response{Status: 200, Body: exchange.Body{Reader: io.NopCloser(strings.NewReader(text)), Length: int64(len(text))}}
-	}})
+	}}, patience)
 	var short atomic.Bool
 	r := start(t, Config{HTTP3: three, Refuse: short.Load}, "https")
 	ca := certtest.New(t, "ca")

@@ -80,7 +80,7 @@ func (b *Backend) Do(e *exchange.Exchange, span context.Context, deadline time.T
 	e.Done = append(e.Done, u.left)
 	began := time.Now()
 	ended := began
-	grpc := isGRPC(&e.Request)
+	grpc := e.Request.GRPC()
 	if grpc {
 		deadline = callersDeadline(e, deadline)
 	}

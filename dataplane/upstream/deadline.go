@@ -2,24 +2,10 @@ package upstream
 
 import (
 	"strconv"
-	"strings"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
-
-// isGRPC tells whether the request is one of gRPC.
-func isGRPC(r *exchange.Request) bool {
-	if r.Method != "POST" {
-		return false
-	}
-	const prefix = "application/grpc"
-	text, _ := r.Header.Lookup("Content-Type")
-	if len(text) < len(prefix) || !exchange.EqualFold(text[:len(prefix)], prefix) {
-		return false
-	}
-	return len(text) == len(prefix) || strings.IndexByte("+; ", text[len(prefix)]) >= 0
-}
 
 // unit is that of a grpc-timeout (gRPC over HTTP/2, "Requests"); 0 for none.
 func unit(letter byte) time.Duration {
