@@ -108,8 +108,8 @@ func TestBodiesThatAreHeldBackAreNotTimedOut(t *testing.T) {
 	// More than the window has room for.
 	big := strings.Repeat("x", 2*connWindow)
 	answers := make(chan string, holding+1)
-	ask := func(path, body string) {
-		resp, err := r.client.Do(request(t, "POST", "https://api.example"+path, strings.NewReader(body)))
+	ask := func(path string, body io.Reader) {
+		resp, err := r.client.Do(request(t, "POST", "https://api.example"+path, body))
 		if err != nil {
 			t.Error(err)
 			answers <- ""
@@ -119,12 +119,21 @@ func TestBodiesThatAreHeldBackAreNotTimedOut(t *testing.T) {
 		said, _ := io.ReadAll(resp.Body)
 		answers <- strconv.Itoa(resp.StatusCode) + " " + string(said)
 	}
+	// Its head would not pass a full window.
+	in, out := io.Pipe()
+	go ask("/", in)
+	_, _ = io.WriteString(out, "x")
 	for range holding {
-		go ask("/full", big)
+		go ask("/full", strings.NewReader(big))
 		<-waits
 	}
-	time.Sleep(limit) // for the window to be full
-	go ask("/", big)
+	time.Sleep(limit / 3) // for the window to be full
+	written := make(chan struct{})
+	go func() {
+		defer close(written)
+		_, _ = io.WriteString(out, big[1:])
+		out.Close()
+	}()
 	time.Sleep(2 * limit) // what must not end it has no event
 	close(release)
 	for range holding + 1 {
@@ -132,4 +141,6 @@ func TestBodiesThatAreHeldBackAreNotTimedOut(t *testing.T) {
 			t.Errorf("%.100q", got)
 		}
 	}
+	in.Close()
+	<-written
 }
