@@ -176,6 +176,11 @@ type Exchange struct {
 	// the failure. Set when it was asked.
 	Waited time.Duration
 
+	// Fail answers in place of a response whose body failed before anything of it was
+	// sent. Set by the gateway with that response, and called by the front end at most
+	// once; nil where nothing takes its place.
+	Fail func(*Exchange, error) *Response
+
 	// Set by the front end before Done runs.
 	Result Result
 
@@ -188,7 +193,9 @@ type Result struct {
 	Status int
 	// Bytes of body written.
 	Bytes int64
-	// Err is why the answer was cut short, nil when it was written whole.
+	// Err is why the answer was cut short, nil when it was written whole: it wraps
+	// ErrClientGone, ErrClientSlow, ErrStopping or ErrInternal, or is what the body's
+	// Reader said.
 	Err error
 	// Ended is when the exchange did, with a monotonic reading; zero where the front
 	// end has not looked: then those who must know do.

@@ -22,8 +22,9 @@ type flight struct {
 	g *Gateway
 	// end is finish as a func value, made once for the life of the flight.
 	end func(*exchange.Exchange)
-	// unwatch is forget as a func value.
+	// unwatch is forget as a func value, fail is failed.
 	unwatch func(*exchange.Exchange)
+	fail    func(*exchange.Exchange, error) *exchange.Response
 
 	trace    telemetry.Decision
 	span     trace.Span
@@ -31,6 +32,7 @@ type flight struct {
 	route    *Route
 	version  config.Version
 	reason   policy.Reason
+	cut      Cut
 	upstream string
 	stream   stream
 
@@ -106,6 +108,11 @@ func (f *flight) refuse(e *exchange.Exchange, d *policy.Denial) *exchange.Respon
 	return resp
 }
 
+// failed answers in place of an answer whose body broke before any of it was sent.
+func (f *flight) failed(e *exchange.Exchange, err error) *exchange.Response {
+	return f.refuse(e, denialOf(err))
+}
+
 // finish tells everybody what became of the exchange.
 func (f *flight) finish(e *exchange.Exchange) {
 	g := f.g
@@ -122,6 +129,7 @@ func (f *flight) finish(e *exchange.Exchange) {
 	counters.Count(telemetry.Request{Method: e.Request.Method, TLS: secure, Status: e.Result.Status, Reason: string(f.reason), Duration: took})
 	g.cfg.Counters.Ended(e.Request.Method, secure)
 	traceID := f.traceID()
+	f.cut = cutOf(e.Result.Err)
 	if e.Result.Err != nil && e.Why.Detail == "" {
 		e.Why.Detail = "The answer was cut short: " + e.Result.Err.Error()
 	}
@@ -130,7 +138,7 @@ func (f *flight) finish(e *exchange.Exchange) {
 		f.log(e, traceID, took)
 	}
 	f.endSpan(e)
-	*f = flight{g: g, end: f.end, unwatch: f.unwatch, memory: f.memory.reset(), stream: f.stream}
+	*f = flight{g: g, end: f.end, unwatch: f.unwatch, fail: f.fail, memory: f.memory.reset(), stream: f.stream}
 	g.flights.Put(f)
 }
 
@@ -144,6 +152,9 @@ func (f *flight) endSpan(e *exchange.Exchange) {
 	}
 	if f.reason != "" {
 		f.span.SetAttributes(attribute.String("portcullis.reason", string(f.reason)))
+	}
+	if f.cut != "" {
+		f.span.SetAttributes(attribute.String("portcullis.cut", string(f.cut)))
 	}
 	if e.Result.Status >= 500 || e.Result.Err != nil {
 		f.span.SetStatus(codes.Error, string(f.reason))
@@ -171,7 +182,7 @@ func (f *flight) log(e *exchange.Exchange, traceID string, took time.Duration) {
 	f.g.cfg.AccessLog.Log(&telemetry.AccessEntry{
 		Time: e.Received, RequestID: e.ID, TraceID: traceID, Node: f.g.cfg.Node, Peer: e.Request.Peer,
 		Method: e.Request.Method, Scheme: e.Request.Scheme, Host: e.Request.Host, Path: e.Request.Path, Protocol: e.Request.Proto,
-		Status: e.Result.Status, Reason: string(f.reason), Workspace: e.Route.Workspace, Route: e.Route.Name,
+		Status: e.Result.Status, Reason: string(f.reason), Cut: string(f.cut), Workspace: e.Route.Workspace, Route: e.Route.Name,
 		Epoch: f.version.Epoch, Revision: f.version.Revision, AuthMethod: id.Method, Consumer: id.Client, Subject: id.Subject,
 		Issuer: id.Issuer, Upstream: f.upstream, Duration: took, UpstreamDuration: e.Waited, BytesSent: e.Result.Bytes,
 	})

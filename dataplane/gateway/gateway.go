@@ -73,7 +73,7 @@ func New(cfg Config) *Gateway {
 	}
 	g.flights.New = func() any {
 		f := &flight{g: g}
-		f.end, f.unwatch = f.finish, f.forget
+		f.end, f.unwatch, f.fail = f.finish, f.forget, f.failed
 		return f
 	}
 	g.logs.Store(true)
@@ -197,6 +197,7 @@ func (f *flight) forward(e *exchange.Exchange, r *Route) *exchange.Response {
 	}
 	f.g.streams.watch(e, f, resp)
 	e.Answer(resp)
+	e.Fail = f.fail
 	return resp
 }
 
@@ -222,7 +223,7 @@ func denialOf(err error) *policy.Denial {
 	switch {
 	case errors.Is(err, upstream.ErrOverloaded):
 		return &policy.Denial{Reason: policy.UpstreamOverloaded, Note: err.Error(), RetryAfter: time.Second}
-	case errors.Is(err, upstream.ErrTimeout):
+	case errors.Is(err, upstream.ErrTimeout), errors.Is(err, upstream.ErrSilent):
 		reason = policy.UpstreamTimeout
 	case errors.Is(err, exchange.ErrTooLarge):
 		reason = policy.RequestTooLarge

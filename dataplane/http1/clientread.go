@@ -3,6 +3,7 @@ package http1
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 )
@@ -89,10 +90,14 @@ func (c *ClientConn) Interrupt(cause error) {
 	c.raw.Close()
 }
 
-// why puts the cause of an interruption in place of its effect.
+// why puts the cause of an interruption, or of a request that breaks off while its
+// answer comes, in place of its effect.
 func (c *ClientConn) why(err error) error {
 	if cause := c.cause.Load(); cause != nil {
 		return *cause
+	}
+	if broken := c.sender.bodyError.Load(); broken != nil {
+		return fmt.Errorf("read request body: %w", *broken)
 	}
 	return err
 }

@@ -115,6 +115,8 @@ func (c *conn) answer(refused *admission.Refusal) (more bool) {
 		resp = c.handle()
 	}
 	c.last = time.Now()
+	// Until it is known better.
+	e.Result.Err = exchange.ErrInternal
 	c.respond(resp)
 	return
 }
@@ -206,7 +208,7 @@ func (c *conn) writeAt(p []byte, now time.Time) error {
 		}
 	}
 	_, err := c.net.Write(p)
-	return err
+	return c.lost(err)
 }
 
 // sendContinue tells a client that waits for it to send the body (RFC 9110,

@@ -2,7 +2,6 @@ package http1
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -11,15 +10,15 @@ import (
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 // Config of a Server. Handle is called on one goroutine per connection.
 type Config = admission.Config
 
 var (
-	errStopping = errors.New("node is stopping")
-	// errGone is context.Canceled to those who ask why.
-	errGone = fmt.Errorf("client closed the connection: %w", context.Canceled)
+	errStopping = exchange.ErrStopping
+	errGone     = fmt.Errorf("it closed the connection: %w", exchange.ErrClientGone)
 )
 
 // Server serves connections, each on the goroutine that calls Serve. Make one

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strconv"
 	"time"
 
@@ -33,6 +34,27 @@ var (
 	errShort = fmt.Errorf("answer shorter than its length: %w", io.ErrUnexpectedEOF)
 	errOver  = errors.New("answer longer than its length")
 )
+
+// unsent is why an answer failed of which nothing has been written.
+type unsent struct{ error }
+
+func (u unsent) Unwrap() error { return u.error }
+
+// lost says what a failed write means.
+func (c *conn) lost(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: %w", exchange.ErrClientSlow, err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.cause != nil {
+		return c.cause
+	}
+	return fmt.Errorf("%w: %w", exchange.ErrClientGone, err)
+}
 
 // respond writes the response and decides whether the connection serves on.
 func (c *conn) respond(resp *exchange.Response) {
@@ -72,10 +94,23 @@ func (c *conn) respond(resp *exchange.Response) {
 		e.Result.Bytes, e.Result.Err = c.stream(b, resp, frame)
 	}
 	if e.Result.Err != nil {
-		// Nothing but a broken connection tells the client that the body is short;
-		// where its end is the connection's, only a reset does.
-		c.keep, c.linger, c.abort = false, false, frame == byClose
+		c.broke(frame)
 	}
+}
+
+// broke ends an answer that cannot be finished. The client is told, if it has heard
+// nothing yet and is still there.
+func (c *conn) broke(frame framing) {
+	e := &c.exchange
+	why, whole := e.Result.Err.(unsent)
+	if fail := e.Fail; whole && fail != nil && c.ctx.Err() == nil {
+		e.Fail = nil
+		c.respond(fail(e, why.error))
+		return
+	}
+	// Nothing but a broken connection tells the client that the body is short;
+	// where its end is the connection's, only a reset does.
+	c.keep, c.linger, c.abort = false, false, frame == byClose
 }
 
 // answerEarly settles what becomes of a request's body when the answer begins
@@ -116,15 +151,19 @@ func (c *conn) stream(head []byte, resp *exchange.Response, frame framing) (int6
 		return c.writeWhole(head, resp)
 	}
 	body, b, sent := resp.Body.Reader, head, int64(0)
-	start := len(head)
+	start, begun := len(head), false
 	for {
 		if start == cap(b) {
 			if err := c.write(b); err != nil {
 				return sent, err
 			}
-			b, start = b[:0], 0
+			b, start, begun = b[:0], 0, true
 		}
 		n, err := body.Read(b[start:cap(b)])
+		if !begun && err != nil && (err != io.EOF || frame == byLength && int64(n) < resp.Body.Length) {
+			return 0, unsent{cut(err)}
+		}
+		begun = true
 		if frame == byLength && sent+int64(n) > resp.Body.Length {
 			n, err = int(resp.Body.Length-sent), errOver
 		}
@@ -175,6 +214,9 @@ func (c *conn) writeWhole(head []byte, resp *exchange.Response) (int64, error) {
 	there, ok := resp.Body.Reader.(interface{ Buffered() int })
 	prompt := ok && int64(there.Buffered()) >= resp.Body.Length
 	n, err := io.ReadFull(resp.Body.Reader, b[start:])
+	if err != nil {
+		return 0, unsent{cut(err)}
+	}
 	now := c.last
 	if !prompt {
 		now = time.Now()
@@ -182,13 +224,15 @@ func (c *conn) writeWhole(head []byte, resp *exchange.Response) (int64, error) {
 	if werr := c.writeAt(b[:start+n], now); werr != nil {
 		return 0, werr
 	}
-	switch {
-	case err == io.EOF || err == io.ErrUnexpectedEOF:
-		err = errShort
-	case err == nil:
-		err = c.atEnd(resp.Body.Reader)
+	return int64(n), c.atEnd(resp.Body.Reader)
+}
+
+// cut says that an end came too early.
+func cut(err error) error {
+	if err == io.EOF || err == io.ErrUnexpectedEOF {
+		return errShort
 	}
-	return int64(n), err
+	return err
 }
 
 // What frames a chunk: its size of at most four digits before, and behind it a
@@ -230,6 +274,8 @@ func (c *conn) streamChunks(head []byte, resp *exchange.Response) (sent int64, e
 		switch {
 		case err == io.EOF:
 			return sent, nil
+		case err != nil && len(b) > 0:
+			return 0, unsent{err}
 		case err != nil:
 			return sent, err
 		case full && cap(b) < largeBuffer:

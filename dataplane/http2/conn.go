@@ -15,6 +15,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 
 	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 const (
@@ -40,6 +41,9 @@ type connectionError struct {
 }
 
 func (e connectionError) Error() string { return e.code.String() + ": " + e.why }
+
+// Unwrap says what it means to those whose requests end with the connection.
+func (e connectionError) Unwrap() error { return exchange.ErrClientGone }
 
 // Why a connection ends that has done nothing wrong.
 var (
@@ -218,7 +222,7 @@ func (c *conn) streamError(id uint32, code h2.ErrCode) error {
 	c.resetLocked(id, code)
 	if s := c.streams[id]; s != nil {
 		c.forgetLocked(id, true)
-		s.killLocked(fmt.Errorf("stream error: %v", code))
+		s.killLocked(fmt.Errorf("%w: stream error: %v", exchange.ErrClientGone, code))
 	}
 	c.kickLocked()
 	return c.budget.reset()

@@ -10,11 +10,13 @@ package http2
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
 
 	"portcullis.dev/portcullis/dataplane/admission"
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 // Preface is what a client sends first (RFC 9113, 3.4).
@@ -28,11 +30,11 @@ const maxStreams = 128
 
 var (
 	// errCut is the cause of what Cut ends.
-	errCut = errors.New("node is stopping")
+	errCut = exchange.ErrStopping
 	// errClientGone is the cause of what a lost connection ends.
-	errClientGone = errors.New("the client closed the connection")
+	errClientGone = fmt.Errorf("it closed the connection: %w", exchange.ErrClientGone)
 	// errClientReset is the cause of what RST_STREAM ends.
-	errClientReset = errors.New("the client reset the stream")
+	errClientReset = fmt.Errorf("it reset the stream: %w", exchange.ErrClientGone)
 	// errEnded is what a request's body says after its exchange.
 	errEnded = errors.New("the exchange has ended")
 )

@@ -67,7 +67,7 @@ func (s *stream) work() {
 
 func (s *stream) run() {
 	e, c := &s.exchange, s.conn
-	s.guard(func() { e.Result.Err = s.respond(e, s.answer(e)) })
+	s.guard(func() { e.Result.Err = s.dying(s.respond(e, s.answer(e))) })
 	c.mu.Lock()
 	s.interrupt = nil
 	for s.interrupting {
@@ -93,7 +93,7 @@ func (s *stream) guard(f func()) {
 	defer func() {
 		if v := recover(); v != nil {
 			s.server.config.Log.Error("panic while answering a request", slog.String("request_id", s.exchange.ID), slog.Any("panic", v), slog.String("stack", string(debug.Stack())))
-			s.exchange.Result.Err = errPanic
+			s.exchange.Result.Err = exchange.ErrInternal
 			s.abort()
 		}
 	}()
@@ -139,8 +139,24 @@ func (s *stream) respond(e *exchange.Exchange, resp *exchange.Response) error {
 	} else {
 		err = s.copy(e, resp)
 	}
+	if fail := e.Fail; err != nil && fail != nil && len(s.block) > 0 && s.dying(nil) == nil {
+		// Nothing of the answer was sent.
+		e.Fail = nil
+		return s.respond(e, fail(e, err))
+	}
 	if err != nil {
 		s.abort()
+	}
+	return err
+}
+
+// dying puts why the stream has ended, if it has before its answer, in place of
+// what failed for that.
+func (s *stream) dying(err error) error {
+	s.conn.mu.Lock()
+	defer s.conn.mu.Unlock()
+	if s.dead != nil && s.dead != errEnded {
+		return s.dead
 	}
 	return err
 }
@@ -160,9 +176,6 @@ func there(body io.Reader) bool {
 	b, ok := body.(interface{ Buffered() int })
 	return ok && b.Buffered() > 0
 }
-
-// errPanic is what ended an answer whose own code failed.
-var errPanic = errors.New("the answer's own code failed")
 
 var errLonger = errors.New("the answer is longer than it said")
 
@@ -289,7 +302,7 @@ func (s *stream) waitWindowLocked() {
 	defer timer.Stop()
 	for s.dead == nil && min(s.window, c.window) <= 0 {
 		if expired {
-			s.dead = fmt.Errorf("write to client: no window in %v", timeout)
+			s.dead = fmt.Errorf("%w: no window in %v", exchange.ErrClientSlow, timeout)
 			return
 		}
 		s.change.Wait()

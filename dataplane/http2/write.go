@@ -1,10 +1,15 @@
 package http2
 
 import (
+	"errors"
+	"fmt"
+	"os"
 	"runtime"
 	"time"
 
 	h2 "golang.org/x/net/http2"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 const (
@@ -117,7 +122,11 @@ func (c *conn) drainOutLocked() {
 		c.room.Broadcast()
 		if err != nil && c.broken == nil {
 			c.broken = err
-			c.failLocked(errClientGone)
+			why := errClientGone
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				why = fmt.Errorf("%w: %w", exchange.ErrClientSlow, err)
+			}
+			c.failLocked(why)
 			c.wakeReaderLocked()
 		}
 	}

@@ -1,13 +1,17 @@
 package http3
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/quic-go/quic-go"
 
 	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
@@ -29,44 +33,136 @@ func (s *Server) respond(w http.ResponseWriter, e *exchange.Exchange, resp *exch
 	if b, ok := e.Request.Body.Reader.(*body); ok {
 		b.lift()
 	}
+	a := &answer{Server: s, w: w, control: http.NewResponseController(w), body: &resp.Body}
+	if resp.Body.Reader != nil && e.Request.Method != http.MethodHead {
+		a.pooled = s.buffers.Get().(*[copyBuffer]byte)
+		defer s.buffers.Put(a.pooled)
+	}
+	if fail := e.Fail; a.begin() != nil && fail != nil && e.Context.Err() == nil {
+		e.Fail = nil
+		s.respond(w, e, fail(e, a.err))
+		return
+	}
 	writeHead(w.Header(), e, resp)
 	w.WriteHeader(resp.Status)
-	control := http.NewResponseController(w)
 	// A client that grants no window waits for nothing: the head waits for it too.
-	if err := s.patience(control); err != nil {
-		e.Result.Err = err
+	if e.Result.Err = s.patience(a.control); e.Result.Err != nil {
 		return
 	}
 	// quic-go holds on to the fields' strings until it sends them, which lie in
 	// memory that is reused when this returns.
-	defer control.Flush()
-	if resp.Body.Reader == nil || e.Request.Method == http.MethodHead {
+	defer a.control.Flush()
+	if a.pooled == nil {
 		return
 	}
-	e.Result.Bytes, e.Result.Err = s.copyBody(w, control, resp)
-	if e.Result.Err != nil {
+	if e.Result.Err = a.copy(); e.Result.Err != nil {
+		e.Result.Bytes = a.sent
 		// Nothing but a reset stream tells the client that the body is short.
 		panic(http.ErrAbortHandler)
 	}
-	if resp.Body.Trailer == nil {
-		return
+	if e.Result.Bytes = a.sent; resp.Body.Trailer != nil {
+		e.Result.Err = a.trail()
 	}
-	// The body may have waited long for its end.
-	e.Result.Err = s.patience(control)
-	trailer := resp.Body.Trailer()
+}
+
+// answer is a body on its way to the client.
+type answer struct {
+	*Server
+	w       http.ResponseWriter
+	control *http.ResponseController
+	body    *exchange.Body
+	pooled  *[copyBuffer]byte // nil when there is nothing to send
+	n       int               // bytes of pooled that are to be sent
+	err     error             // what the body said with them
+	sent    int64
+}
+
+// begin reads the first piece of a body of known length, before the head is sent,
+// and returns why there will be none.
+func (a *answer) begin() error {
+	if a.pooled == nil || a.body.Length < 0 {
+		return nil
+	}
+	if a.read(); a.err == io.EOF {
+		return nil
+	}
+	return a.err
+}
+
+// read reads the next piece.
+func (a *answer) read() {
+	a.n, a.err = a.body.Reader.Read(a.pooled[:])
+	if a.err == io.EOF && a.body.Length > a.sent+int64(a.n) {
+		a.err = io.ErrUnexpectedEOF
+	}
+}
+
+// copy streams: what has no length is flushed as it comes, the head too, since a
+// client may wait for each event.
+func (a *answer) copy() error {
+	if a.body.Length < 0 {
+		if err := a.control.Flush(); err != nil {
+			return lost(err)
+		}
+		a.read()
+	}
+	for {
+		if a.n > 0 {
+			if err := a.patience(a.control); err != nil {
+				return err
+			}
+			k, err := a.w.Write(a.pooled[:a.n])
+			if a.sent += int64(k); err != nil {
+				return lost(err)
+			}
+			if a.body.Length < 0 {
+				if err := a.control.Flush(); err != nil {
+					return lost(err)
+				}
+			}
+		}
+		switch {
+		case a.err == io.EOF:
+			return nil
+		case a.err != nil:
+			return a.err
+		}
+		a.read()
+	}
+}
+
+// trail has the trailer sent at the end.
+func (a *answer) trail() error {
+	trailer := a.body.Trailer()
 	for _, f := range trailer.Fields() {
 		if !exchange.HopByHop(f.Name) {
 			// quic-go sends trailers when the exchange has ended, whose memory is
 			// another's by then.
-			w.Header().Add(http.TrailerPrefix+f.Name, strings.Clone(f.Value))
+			a.w.Header().Add(http.TrailerPrefix+f.Name, strings.Clone(f.Value))
 		}
 	}
+	// The body may have waited long for its end.
+	return a.patience(a.control)
+}
+
+// lost says what a failed write means. A connection with requests on it is closed
+// from here only when the node stops.
+func lost(err error) error {
+	var closed *quic.ApplicationError
+	why := exchange.ErrClientGone
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		why = exchange.ErrClientSlow
+	case errors.As(err, &closed) && !closed.Remote:
+		why = exchange.ErrStopping
+	}
+	return fmt.Errorf("%w: %w", why, err)
 }
 
 // patience bounds the wait for the client to take what is written next.
 func (s *Server) patience(control *http.ResponseController) error {
 	if err := control.SetWriteDeadline(time.Now().Add(s.config.WriteTimeout)); err != nil {
-		return fmt.Errorf("write to client: %w", err)
+		return lost(err)
 	}
 	return nil
 }
@@ -87,43 +183,5 @@ func writeHead(h http.Header, e *exchange.Exchange, resp *exchange.Response) {
 	case resp.Status == http.StatusNoContent, resp.Status == http.StatusNotModified:
 	case resp.Body.Length > 0 || resp.Body.Length == 0 && resp.Body.Reader == nil && e.Request.Method != http.MethodHead:
 		h.Set("Content-Length", strconv.FormatInt(resp.Body.Length, 10))
-	}
-}
-
-// copyBody streams: what has no length is flushed as it comes, the head too, since
-// a client may wait for each event.
-func (s *Server) copyBody(w http.ResponseWriter, control *http.ResponseController, resp *exchange.Response) (int64, error) {
-	if resp.Body.Length < 0 {
-		if err := control.Flush(); err != nil {
-			return 0, fmt.Errorf("write to client: %w", err)
-		}
-	}
-	pooled := s.buffers.Get().(*[copyBuffer]byte)
-	defer s.buffers.Put(pooled)
-	sent := int64(0)
-	for {
-		n, err := resp.Body.Reader.Read(pooled[:])
-		if n > 0 {
-			if derr := s.patience(control); derr != nil {
-				return sent, derr
-			}
-			k, werr := w.Write(pooled[:n])
-			if sent += int64(k); werr != nil {
-				return sent, fmt.Errorf("write to client: %w", werr)
-			}
-			if resp.Body.Length < 0 {
-				if ferr := control.Flush(); ferr != nil {
-					return sent, fmt.Errorf("write to client: %w", ferr)
-				}
-			}
-		}
-		switch {
-		case err == io.EOF && resp.Body.Length > sent:
-			return sent, io.ErrUnexpectedEOF
-		case err == io.EOF:
-			return sent, nil
-		case err != nil:
-			return sent, err
-		}
 	}
 }

@@ -1,6 +1,7 @@
 package http3
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"log/slog"
@@ -118,11 +119,21 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request) {
 	defer c.serves(-1)
 	e := s.exchanges.Get().(*exchange.Exchange)
 	defer func() {
+		if e.Result.Err != nil && r.Context().Err() != nil {
+			// What failed failed for that.
+			why := context.Cause(c.conn.Context())
+			if why == nil {
+				why = r.Context().Err()
+			}
+			e.Result.Err = lost(why)
+		}
 		e.End()
 		e.Reset()
 		s.exchanges.Put(e)
 	}()
 	e.Context, e.Received = r.Context(), time.Now()
+	// Until it is known better.
+	e.Result.Err = exchange.ErrInternal
 	s.respond(w, e, s.answer(w, e, r))
 }
 

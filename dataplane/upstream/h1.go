@@ -318,4 +318,4 @@ func (t *http1Trip) cut() {
 }
 
 // errCut is the cause of requests that the end of the pool cuts.
-var errCut = fmt.Errorf("%w: the node stops", ErrUnavailable)
+var errCut = fmt.Errorf("%w: %w", ErrUnavailable, exchange.ErrStopping)

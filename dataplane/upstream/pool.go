@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"portcullis.dev/portcullis/dataplane/http1"
 	"portcullis.dev/portcullis/dataplane/upstream/health"
 	"portcullis.dev/portcullis/dataplane/upstream/resolve"
 	"portcullis.dev/portcullis/pkg/config"
@@ -29,6 +30,9 @@ var (
 	ErrUnavailable = errors.New("upstream unavailable")
 	// ErrTimeout is wrapped by the error when the answer's head did not come in time.
 	ErrTimeout = errors.New("upstream timeout")
+	// ErrSilent is wrapped by the error of an answer's body of which nothing came for
+	// as long as the route lets it be idle.
+	ErrSilent = http1.ErrTimeout
 )
 
 // Defaults of UpstreamTimeouts.

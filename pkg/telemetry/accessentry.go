@@ -23,7 +23,9 @@ type AccessEntry struct {
 	Protocol  string
 	Status    int
 	// Reason is the refusal's; empty when the request was allowed.
-	Reason    string
+	Reason string
+	// Cut is why the answer was cut short; empty when it was sent whole.
+	Cut       string
 	Workspace string
 	Route     string
 	// Epoch is written when it is not 1.
@@ -64,6 +66,7 @@ func (e *AccessEntry) Append(b []byte) []byte {
 	b = append(b, `,"status":`...)
 	b = strconv.AppendInt(b, int64(e.Status), 10)
 	b = text(b, "reason", e.Reason)
+	b = text(b, "cut", e.Cut)
 	b = text(b, "workspace", e.Workspace)
 	b = text(b, "route", e.Route)
 	if e.Epoch > 1 {
