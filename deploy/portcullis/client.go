@@ -190,11 +190,7 @@ func located(err error, docs []config.Document) error {
 func invalid(problems config.Problems, docs []config.Document) error {
 	lines := make([]string, 0, len(problems))
 	for _, p := range problems {
-		for _, doc := range docs {
-			if config.KeyOf(doc.Resource) == p.Key {
-				doc.Locate(p)
-			}
-		}
+		locate(p, docs)
 		lines = append(lines, p.Error())
 	}
 	return errorOf(exitInvalid, fmt.Errorf("validation failed, nothing was changed:\n  %s", strings.Join(lines, "\n  ")))

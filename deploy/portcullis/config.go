@@ -144,6 +144,7 @@ func (c *cli) apply() *cobra.Command {
 			if err != nil {
 				return located(err, docs)
 			}
+			advise(cmd, docs)
 			err = c.print(cmd, resp, func(w io.Writer) error { return printChanges(cmd, w, resp.Changes, false) })
 			if len(resp.Changes) == 0 {
 				unchanged(c.verdict(cmd), resp.Version)
@@ -171,6 +172,7 @@ func (c *cli) plan() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			advise(cmd, docs)
 			err = c.print(cmd, resp, func(w io.Writer) error {
 				if len(resp.Changes) == 0 {
 					fmt.Fprintf(w, "no changes: the cluster is as the files say (revision %s)\n", versionText(resp.At))
@@ -232,6 +234,7 @@ checked together with what the cluster holds.`,
 			} else if err := validateAlone(docs); err != nil {
 				return err
 			}
+			advise(cmd, docs)
 			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d documents are valid\n", len(docs))
 			return err
 		},

@@ -10,22 +10,42 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// Advise returns what is allowed and probably not meant: expressions that fail
-// on a missing header or claim, and certificates that have expired at now or will
-// within 30 days. It is no part of Check because what is checked must not depend
-// on the clock: a node that starts from what it last knew would refuse to serve.
-func Advise(c Checked, r *configv1.Resource, now time.Time) []*Problem {
-	var out Problems
-	env := expressions(c)
-	key := KeyOf(r)
-	add := func(path, reason string) { out = append(out, &Problem{Key: key, Path: path, Reason: reason}) }
+// Advise returns what the documents say that is allowed and probably not meant:
+// expressions that fail on a missing header or claim, and certificates that have
+// expired at now or will within 30 days. It is no part of Check because what is
+// checked must not depend on the clock: a node that starts from what it last knew
+// would refuse to serve.
+func Advise(rs []*configv1.Resource, now time.Time) []*Problem {
+	a := adviser{now: now, env: expr.New()}
+	for _, r := range rs {
+		a.key = KeyOf(r)
+		a.expressions(r)
+		a.certificates(r)
+	}
+	_ = a.found.sorted() // sorts in place
+	return a.found
+}
+
+// adviser looks at one document after the other.
+type adviser struct {
+	now   time.Time
+	env   *expr.Env
+	key   Key
+	found Problems
+}
+
+func (a *adviser) add(path, reason string) {
+	a.found = append(a.found, &Problem{Key: a.key, Path: path, Reason: reason})
+}
+
+func (a *adviser) expressions(r *configv1.Resource) {
 	hints := func(path, src string, want expr.Type) {
 		if src == "" {
 			return
 		}
-		if p, err := env.Compile(src, want); err == nil {
+		if p, err := a.env.Compile(src, want); err == nil {
 			for _, h := range p.Hints() {
-				add(path, h)
+				a.add(path, h)
 			}
 		}
 	}
@@ -40,22 +60,23 @@ func Advise(c Checked, r *configv1.Resource, now time.Time) []*Problem {
 		}
 		hints(path(i)+".rateLimit.key", p.GetRateLimit().GetKey(), expr.String)
 	}
+}
+
+func (a *adviser) certificates(r *configv1.Resource) {
 	for _, f := range pems(r) {
 		certs, err := certificates(f.pem)
 		if err != nil {
 			continue
 		}
 		for _, cert := range certs {
-			switch left := cert.NotAfter.Sub(now); {
+			switch left := cert.NotAfter.Sub(a.now); {
 			case left <= 0:
-				add(f.path, expired(cert))
+				a.add(f.path, expired(cert))
 			case left < 30*24*time.Hour:
-				add(f.path, fmt.Sprintf("certificate %q expires on %s", shorten(cert.Subject.String()), cert.NotAfter.Format(time.DateOnly)))
+				a.add(f.path, fmt.Sprintf("certificate %q expires on %s", shorten(cert.Subject.String()), cert.NotAfter.Format(time.DateOnly)))
 			}
 		}
 	}
-	_ = out.sorted() // sorts in place
-	return out
 }
 
 func expired(c *x509.Certificate) string {

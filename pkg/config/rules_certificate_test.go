@@ -242,10 +242,10 @@ func TestExpired(t *testing.T) {
 	same.Metadata.Labels = map[string]string{"a": "b"}
 	says(t, "unchanged", errText(Expired(c, Delta{Upserts: []*configv1.Resource{same}}, now)), "")
 	says(t, "another", errText(Expired(c, Delta{Upserts: []*configv1.Resource{named("b", old)}}, now)), "Certificate default/b")
-	if said := Problems(Advise(c, same, now)).Error(); !strings.Contains(said, "has expired on") {
+	if said := Problems(Advise([]*configv1.Resource{same}, now)).Error(); !strings.Contains(said, "has expired on") {
 		t.Error(said)
 	}
-	if said := Problems(Advise(c, named("a", good), now)).Error(); !strings.Contains(said, "expires on") {
+	if said := Problems(Advise([]*configv1.Resource{named("a", good)}, now)).Error(); !strings.Contains(said, "expires on") {
 		t.Error(said)
 	}
 }

@@ -303,11 +303,10 @@ func TestUpstreamTLSAndAdvice(t *testing.T) {
 		Endpoints: []*configv1.Endpoint{{Url: "https://a"}},
 		Tls:       &configv1.UpstreamTLS{Ca: old, Certificate: cert, PrivateKey: key},
 	}}}
-	c, err := Check([]*configv1.Resource{up})
-	if err != nil {
+	if _, err := Check([]*configv1.Resource{up}); err != nil {
 		t.Fatal(err)
 	}
-	said := Problems(Advise(c, up, now)).Error()
+	said := Problems(Advise([]*configv1.Resource{up}, now)).Error()
 	if !strings.Contains(said, "has expired on 2026-05-31") || !strings.Contains(said, "expires on 2026-06-01") {
 		t.Error(said)
 	}
@@ -317,7 +316,7 @@ func TestUpstreamTLSAndAdvice(t *testing.T) {
 		t.Error(err)
 	}
 	rs := decode(t, shop)
-	hints := Problems(Advise(Checked{}, rs[len(rs)-1], now)).Error()
+	hints := Problems(Advise(rs[len(rs)-1:], now)).Error()
 	if !strings.Contains(hints, "'x-tenant' in request.headers") || !strings.Contains(hints, "has(auth.claims.tenant)") {
 		t.Error(hints)
 	}
