@@ -184,7 +184,7 @@ func TestBodiesThatTrickleAreTimedOut(t *testing.T) {
 // that nobody reads, is not slow.
 func TestBodiesThatAreHeldBackAreNotTimedOut(t *testing.T) {
 	t.Parallel()
-	const limit = 300 * time.Millisecond
+	const limit = 600 * time.Millisecond
 	release := make(chan struct{})
 	waits := make(chan struct{}, connWindow/streamWindow)
 	f := start(t, Config{BodyTimeout: limit, Handle: func(e *exchange.Exchange) *exchange.Response {

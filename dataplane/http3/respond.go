@@ -77,21 +77,25 @@ type answer struct {
 	sent    int64
 }
 
-// begin reads the first piece of a body of known length, before the head is sent,
-// and returns why there will be none.
+// begin reads the first piece of a body of known length, or all of a small one,
+// before the head is sent, and returns why there will be none.
 func (a *answer) begin() error {
 	if a.pooled == nil || a.body.Length < 0 {
 		return nil
 	}
-	if a.read(); a.err == io.EOF {
+	for a.read(); a.err == nil && a.body.Length < copyBuffer && int64(a.n) < a.body.Length; {
+		a.read()
+	}
+	if a.err == io.EOF {
 		return nil
 	}
 	return a.err
 }
 
-// read reads the next piece.
+// read reads more, behind what is to be sent.
 func (a *answer) read() {
-	a.n, a.err = a.body.Reader.Read(a.pooled[:])
+	n, err := a.body.Reader.Read(a.pooled[a.n:])
+	a.n, a.err = a.n+n, err
 	if a.err == io.EOF && a.body.Length > a.sent+int64(a.n) {
 		a.err = io.ErrUnexpectedEOF
 	}
@@ -127,6 +131,7 @@ func (a *answer) copy() error {
 		case a.err != nil:
 			return a.err
 		}
+		a.n = 0
 		a.read()
 	}
 }
