@@ -17,7 +17,7 @@ import (
 
 // giveWay becomes the program that args name, which gets only the processor time
 // that nobody else wants: anything else that wakes up takes its place at once
-// (SCHED_IDLE, sched(7)).
+// (SCHED_IDLE, sched(7)). It ends when its parent does.
 func giveWay(args []string) error {
 	if len(args) == 0 {
 		return errors.New("usage: peers idle COMMAND [ARGUMENT]...")
@@ -30,6 +30,11 @@ func giveWay(args []string) error {
 	runtime.LockOSThread()
 	if err := unix.SchedSetAttr(0, &unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: unix.SCHED_IDLE}, 0); err != nil {
 		return fmt.Errorf("sched_setattr: %w", err)
+	}
+	// To end with the parent is a thread's wish, not a process's (prctl(2)): the one
+	// that the process began with had it, and this one may be another.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(syscall.SIGTERM), 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl: %w", err)
 	}
 	return fmt.Errorf("%s: %w", program, syscall.Exec(program, args, os.Environ()))
 }

@@ -1,7 +1,11 @@
 package main
 
 import (
+	"bufio"
+	"errors"
+	"io"
 	"os"
+	"os/exec"
 	"testing"
 	"time"
 
@@ -36,6 +40,40 @@ func TestAwakeGivesWay(t *testing.T) {
 	p.stop()
 	if text := p.said.String(); text != "awake" {
 		t.Errorf("it has said %q", text)
+	}
+}
+
+// It ends with its parent, however that ends.
+func TestAwakeEndsWithItsParent(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The shell stands for the parent: it is killed, and tells nobody.
+	in, out, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = in.Close() }()
+	parent := exec.Command("sh", "-c", `"$0" idle "$0" awake & wait`, self)
+	parent.Stdout = out
+	if err := errors.Join(parent.Start(), out.Close()); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewReader(in)
+	if line, err := said.ReadString('\n'); line != "awake\n" {
+		t.Errorf("%q %v", line, err)
+	}
+	if err := parent.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = parent.Wait() // It was killed.
+	// The child holds the other end until it ends.
+	if err := in.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := said.ReadByte(); !errors.Is(err, io.EOF) {
+		t.Errorf("it lives on: %v", err)
 	}
 }
 
