@@ -29,7 +29,7 @@ func memoryStore(t *testing.T) *store.Memory {
 	return st
 }
 
-func listen(t *testing.T) net.Listener {
+func listen(t testing.TB) net.Listener {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -49,7 +49,7 @@ type replica struct {
 
 // newReplica starts a control plane on the store. The first one on a store makes
 // the first operator; operator is its credential otherwise.
-func newReplica(t *testing.T, st store.Store, name, operator string) *replica {
+func newReplica(t testing.TB, st store.Store, name, operator string) *replica {
 	t.Helper()
 	control, adminAt := listen(t), listen(t)
 	plane, err := New(t.Context(), Config{Name: name, Store: st, Control: control, Admin: adminAt, Release: "test"})
@@ -89,7 +89,7 @@ func (r *replica) as(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+r.operator)
 }
 
-func (r *replica) apply(t *testing.T, change *adminv1.Change) config.Version {
+func (r *replica) apply(t testing.TB, change *adminv1.Change) config.Version {
 	t.Helper()
 	resp, err := r.client.Apply(r.as(t.Context()), &adminv1.ApplyRequest{Change: change}, grpc.WaitForReady(true))
 	if err != nil {
@@ -137,7 +137,7 @@ func join(ctx context.Context, address, secret, name string) (*identity.Live, er
 	return identity.NewLive(identity.State{Key: key, Issued: identity.Issued{Certificates: resp.Certificates, Authorities: resp.Authorities}})
 }
 
-func dial(t *testing.T, address string, live *identity.Live) *grpc.ClientConn {
+func dial(t testing.TB, address string, live *identity.Live) *grpc.ClientConn {
 	t.Helper()
 	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(credentials.NewTLS(identity.ClientControl(live))))
 	if err != nil {
@@ -154,7 +154,7 @@ type node struct {
 	beats chan *controlv1.Heartbeat
 }
 
-func newNode(t *testing.T, r *replica, name string) *node {
+func newNode(t testing.TB, r *replica, name string) *node {
 	t.Helper()
 	secret, err := r.JoinToken(t.Context(), time.Minute)
 	if err != nil {

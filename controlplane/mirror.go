@@ -253,7 +253,7 @@ func (m *mirror) apply(event store.Event) error {
 	checked := m.checked
 	if len(event.Upserts)+len(event.Deletes) > 0 {
 		var err error
-		if checked, _, err = checked.Apply(config.Delta{Upserts: event.Upserts, Deletes: event.Deletes}); err != nil {
+		if checked, _, err = checked.Apply(config.Delta{Upserts: event.Upserts, Deletes: event.Deletes, Owned: true}); err != nil {
 			return fmt.Errorf("revision %s is not valid, so it is not served: %w", event.Version, err)
 		}
 	}

@@ -63,10 +63,14 @@ func (s *Service) Plan(ctx context.Context, req *adminv1.PlanRequest) (*adminv1.
 	if err != nil {
 		return nil, err
 	}
-	resp := &adminv1.PlanResponse{At: version.Proto(), Changes: plan(current, req.Change)}
+	resp := &adminv1.PlanResponse{At: version.Proto()}
 	full, err := s.complete(ctx, req.Change, current, true)
 	if err == nil {
+		full = differing(current, full)
+		resp.Changes = plan(current, full)
 		err = accept(current, deltaOf(full))
+	} else {
+		resp.Changes = plan(current, differing(current, req.Change))
 	}
 	if problems := (config.Problems{}); errors.As(err, &problems) {
 		for _, p := range problems {
@@ -130,18 +134,20 @@ func (s *Service) commit(ctx context.Context, change *adminv1.Change, at *contro
 		if holds != nil && !holds(current) {
 			return config.Version{}, nil, nil
 		}
-		changes := plan(current, change)
 		full, err := s.complete(ctx, change, current, false)
 		if err != nil {
 			return config.Version{}, nil, err
 		}
+		// What is stored already need not be looked at any further. The store refuses
+		// the write should that have changed since: see Store.Apply.
+		full = differing(current, full)
 		if err := accept(current, deltaOf(full)); err != nil {
 			return config.Version{}, nil, err
 		}
 		committed, err := s.Store.Apply(ctx, planned, full, meta)
 		if err == nil {
 			s.seen(ctx, committed)
-			return committed, changes, nil
+			return committed, plan(current, full), nil
 		}
 		if at != nil || try == applyTries || !errors.Is(err, store.ErrConflict) {
 			return config.Version{}, nil, err
@@ -292,11 +298,20 @@ func (s *Service) Wait(ctx context.Context, req *adminv1.WaitRequest) (*adminv1.
 	return &adminv1.WaitResponse{Version: version.Proto(), Convergence: s.converge(ctx, operator, version, wait, started)}, nil
 }
 
-// plan says what the change would change, field by field.
+// differing returns the change without the documents that current holds just as
+// they are.
+func differing(current config.Checked, change *adminv1.Change) *adminv1.Change {
+	return &adminv1.Change{Upserts: current.Changes(change.GetUpserts()), Deletes: change.GetDeletes()}
+}
+
+// plan says what the change would change of what operators write, field by field.
 func plan(current config.Checked, change *adminv1.Change) []*adminv1.ResourceChange {
 	var changes []*adminv1.ResourceChange
 	for _, after := range change.GetUpserts() {
 		key := config.KeyOf(after)
+		if !config.OperatorMayWrite(key.Kind) {
+			continue
+		}
 		before, exists := current.Get(key)
 		action := adminv1.Action_ACTION_UPDATE
 		if !exists {
@@ -308,16 +323,19 @@ func plan(current config.Checked, change *adminv1.Change) []*adminv1.ResourceCha
 		}
 		changes = append(changes, &adminv1.ResourceChange{Key: key.Proto(), Action: action, Fields: fields})
 	}
-	for _, key := range change.GetDeletes() {
-		if before, exists := current.Get(config.KeyOfProto(key)); exists {
-			changes = append(changes, &adminv1.ResourceChange{Key: key, Action: adminv1.Action_ACTION_DELETE, Fields: config.Diff(before, nil)})
+	for _, deleted := range change.GetDeletes() {
+		key := config.KeyOfProto(deleted)
+		if before, exists := current.Get(key); exists && config.OperatorMayWrite(key.Kind) {
+			changes = append(changes, &adminv1.ResourceChange{Key: deleted, Action: adminv1.Action_ACTION_DELETE, Fields: config.Diff(before, nil)})
 		}
 	}
 	return changes
 }
 
+// deltaOf hands the change's documents over to the configuration: nobody modifies
+// them any more.
 func deltaOf(change *adminv1.Change) config.Delta {
-	delta := config.Delta{Upserts: change.Upserts}
+	delta := config.Delta{Upserts: change.Upserts, Owned: true}
 	for _, key := range change.Deletes {
 		delta.Deletes = append(delta.Deletes, config.KeyOfProto(key))
 	}
@@ -419,7 +437,7 @@ func (s *Service) WriteKeySet(ctx context.Context, set *configv1.Resource, issue
 		return ok && declared.GetIssuer().JwksUri == issuer.JwksUri && slices.Equal(declared.GetIssuer().Algorithms, issuer.Algorithms) &&
 			!stored.GetKeySet().GetFetchedAt().AsTime().After(set.GetKeySet().GetFetchedAt().AsTime())
 	}
-	_, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{set}}, nil,
+	_, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{proto.CloneOf(set)}}, nil,
 		store.Meta{Author: "system", Reason: "keys of " + issuer.Issuer, Time: time.Now()}, holds)
 	return err
 }
@@ -436,7 +454,7 @@ func (s *Service) WriteIssued(ctx context.Context, certificate config.Key, spec 
 	}
 	resource := &configv1.Resource{
 		Metadata: &configv1.Metadata{Workspace: certificate.Workspace, Name: certificate.Name},
-		Spec:     &configv1.Resource_IssuedCertificate{IssuedCertificate: issued},
+		Spec:     &configv1.Resource_IssuedCertificate{IssuedCertificate: proto.CloneOf(issued)},
 	}
 	version, _, err := s.commit(ctx, &adminv1.Change{Upserts: []*configv1.Resource{resource}}, nil,
 		store.Meta{Author: "system", Reason: reason, Time: time.Now()}, holds)

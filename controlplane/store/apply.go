@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"google.golang.org/protobuf/proto"
 
 	"portcullis.dev/portcullis/pkg/config"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
@@ -159,15 +158,11 @@ func (s *Etcd) draft(ctx context.Context, w wanted, revision int64) (draft, erro
 }
 
 func (s *Etcd) edit(d *draft, k config.Key, before []byte, at int64, after *configv1.Resource) error {
-	old, err := s.codec.decode(k, before)
+	value, err := s.codec.encode(k, after)
 	if err != nil {
 		return err
 	}
-	if old == nil && after == nil || old != nil && after != nil && proto.Equal(old, after) {
-		return nil
-	}
-	value, err := s.codec.encode(k, after)
-	if err != nil {
+	if same, err := s.codec.same(k, before, value, after); same || err != nil {
 		return err
 	}
 	if len(value) > maxResource {

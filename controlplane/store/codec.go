@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
@@ -18,8 +19,51 @@ const (
 )
 
 // codec turns resources into what is stored and back. A resource that holds a
-// secret is sealed whole, for its key: it cannot be moved to another name.
-type codec struct{ sealer Sealer }
+// secret is sealed whole, for its key: it cannot be moved to another name. Safe
+// for concurrent use.
+type codec struct {
+	sealer Sealer
+	// secretive are the messages that have a field marked as secret, or one of a
+	// message that is secretive.
+	secretive map[protoreflect.FullName]bool
+}
+
+func newCodec(sealer Sealer) codec {
+	c := codec{sealer, map[protoreflect.FullName]bool{}}
+	// To the fixed point, since messages may contain each other.
+	for before := -1; before < len(c.secretive); {
+		before = len(c.secretive)
+		c.learn((*configv1.Resource)(nil).ProtoReflect().Descriptor(), map[protoreflect.FullName]bool{})
+	}
+	return c
+}
+
+func (c codec) learn(m protoreflect.MessageDescriptor, seen map[protoreflect.FullName]bool) {
+	if seen[m.FullName()] {
+		return
+	}
+	seen[m.FullName()] = true
+	for i := range m.Fields().Len() {
+		fd := m.Fields().Get(i)
+		if isSecret(fd) {
+			c.secretive[m.FullName()] = true
+		}
+		if inner := messageOf(fd); inner != nil {
+			c.learn(inner, seen)
+			if c.secretive[inner.FullName()] {
+				c.secretive[m.FullName()] = true
+			}
+		}
+	}
+}
+
+// messageOf returns the message that a field's values are, or nil.
+func messageOf(fd protoreflect.FieldDescriptor) protoreflect.MessageDescriptor {
+	if fd.IsMap() {
+		fd = fd.MapValue()
+	}
+	return fd.Message()
+}
 
 func aadOf(k config.Key) []byte {
 	return []byte("resource\x00" + k.Kind + "\x00" + k.Workspace + "\x00" + k.Name)
@@ -31,7 +75,7 @@ func (c codec) encode(k config.Key, r *configv1.Resource) ([]byte, error) {
 	if r == nil {
 		return nil, nil
 	}
-	if !holdsSecret(r.ProtoReflect()) {
+	if !c.holdsSecret(r.ProtoReflect()) {
 		b, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend([]byte{tagPlain}, r)
 		if err != nil {
 			return nil, fmt.Errorf("store: encoding %s: %w", k, err)
@@ -72,11 +116,13 @@ func (c codec) decode(k config.Key, b []byte) (*configv1.Resource, error) {
 	return r, nil
 }
 
-// holdsSecret reports whether any populated field is annotated as secret.
-func holdsSecret(m protoreflect.Message) bool {
+// holdsSecret reports whether any populated field is annotated as secret. It
+// descends only where there may be one.
+func (c codec) holdsSecret(m protoreflect.Message) bool {
 	found := false
 	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
-		found = isSecret(fd) || nestedSecret(fd, v)
+		inner := messageOf(fd)
+		found = isSecret(fd) || inner != nil && c.secretive[inner.FullName()] && c.nestedSecret(fd, v)
 		return !found
 	})
 	return found
@@ -91,30 +137,53 @@ func isSecret(fd protoreflect.FieldDescriptor) bool {
 	return ok && secret
 }
 
-func nestedSecret(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+// nestedSecret is holdsSecret of a field that is made of messages.
+func (c codec) nestedSecret(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 	switch {
 	case fd.IsMap():
-		if fd.MapValue().Message() == nil {
-			return false
-		}
 		found := false
 		v.Map().Range(func(_ protoreflect.MapKey, v protoreflect.Value) bool {
-			found = holdsSecret(v.Message())
+			found = c.holdsSecret(v.Message())
 			return !found
 		})
 		return found
-	case fd.Message() == nil:
-		return false
 	case fd.IsList():
 		for i := range v.List().Len() {
-			if holdsSecret(v.List().Get(i).Message()) {
+			if c.holdsSecret(v.List().Get(i).Message()) {
 				return true
 			}
 		}
 		return false
 	default:
-		return holdsSecret(v.Message())
+		return c.holdsSecret(v.Message())
 	}
+}
+
+// same reports whether a resource is what is stored as before, which encode would
+// store as after. Equal resources are made of the same bytes, though a release of
+// the protobuf library may put them in another order: what differs in the sum of
+// its bytes need not be decoded.
+func (c codec) same(k config.Key, before, after []byte, r *configv1.Resource) (bool, error) {
+	switch {
+	case len(before) == 0 || len(after) == 0:
+		return len(before) == len(after), nil
+	case before[0] == tagPlain && after[0] == tagPlain:
+		if bytes.Equal(before, after) {
+			return true, nil
+		}
+		if len(before) != len(after) || sum(before) != sum(after) {
+			return false, nil
+		}
+	}
+	old, err := c.decode(k, before)
+	return err == nil && proto.Equal(old, r), err
+}
+
+func sum(b []byte) (n uint64) {
+	for _, c := range b {
+		n += uint64(c)
+	}
+	return n
 }
 
 // kindCredential is the one kind that lives on its own lane.

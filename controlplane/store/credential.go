@@ -177,7 +177,9 @@ func sameSecret(a, b *configv1.Resource) bool {
 
 // eventOf turns a commit into what its watchers see.
 func eventOf(h *HistoryRecord, previous config.Version) Event {
-	e := Event{Version: h.Version, Previous: previous, Record: h, Revocations: h.Revocations}
+	who := *h
+	who.Edits = nil
+	e := Event{Version: h.Version, Previous: previous, Record: &who, Revocations: h.Revocations}
 	for _, edit := range h.Edits {
 		switch {
 		case edit.Key.Kind == kindCredential:

@@ -123,7 +123,7 @@ func prepare(ctx context.Context, cfg Config) (*Etcd, error) {
 		cfg.ProofInterval = 200 * time.Millisecond
 	}
 	s := &Etcd{
-		cfg: cfg, log: cfg.Logger, keys: layout{cfg.Prefix}, codec: codec{cfg.Sealer},
+		cfg: cfg, log: cfg.Logger, keys: layout{cfg.Prefix}, codec: newCodec(cfg.Sealer),
 		wake: make(chan struct{}, 1),
 	}
 	if s.log == nil {

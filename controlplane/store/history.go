@@ -42,7 +42,7 @@ func (s *Etcd) History(ctx context.Context, before int64, limit int, workspace s
 		if len(one.Kvs) == 0 {
 			break // trimmed meanwhile, and so is all that is older
 		}
-		h, err := s.decodeRecord(ctx, one.Kvs[0])
+		h, err := s.decodeRecord(ctx, one.Kvs[0], true)
 		if err != nil {
 			return nil, err
 		}
@@ -103,7 +103,7 @@ func (s *Etcd) At(ctx context.Context, revision int64) ([]*configv1.Resource, er
 		if kv.ModRevision <= revision {
 			continue
 		}
-		h, err := s.decodeRecord(ctx, kv)
+		h, err := s.decodeRecord(ctx, kv, true)
 		if err != nil {
 			return nil, err
 		}

@@ -237,8 +237,9 @@ func (s *Etcd) paged(ctx context.Context, from, end string, revision int64, each
 }
 
 // decodeRecord reads a commit's record, its pieces included. It returns nil for a
-// void one.
-func (s *Etcd) decodeRecord(ctx context.Context, kv *mvccpb.KeyValue) (*HistoryRecord, error) {
+// void one. What resources were before is read only when that is asked for, and of
+// credentials.
+func (s *Etcd) decodeRecord(ctx context.Context, kv *mvccpb.KeyValue, before bool) (*HistoryRecord, error) {
 	if len(kv.Value) == 0 {
 		return nil, nil
 	}
@@ -253,7 +254,7 @@ func (s *Etcd) decodeRecord(ctx context.Context, kv *mvccpb.KeyValue) (*HistoryR
 	for _, r := range h.Revocations {
 		r.Revision = kv.ModRevision
 	}
-	if err := s.addEdits(h, rec.Edits); err != nil {
+	if err := s.addEdits(h, rec.Edits, before); err != nil {
 		return nil, err
 	}
 	for n := range rec.Pieces {
@@ -261,25 +262,26 @@ func (s *Etcd) decodeRecord(ctx context.Context, kv *mvccpb.KeyValue) (*HistoryR
 		if err != nil {
 			return nil, err
 		}
-		if err := s.addEdits(h, p.Edits); err != nil {
+		if err := s.addEdits(h, p.Edits, before); err != nil {
 			return nil, err
 		}
 	}
 	return h, nil
 }
 
-func (s *Etcd) addEdits(h *HistoryRecord, edits []*storev1.Edit) error {
+func (s *Etcd) addEdits(h *HistoryRecord, edits []*storev1.Edit, before bool) (err error) {
+	h.Edits = slices.Grow(h.Edits, len(edits))
 	for _, e := range edits {
-		k := config.KeyOfProto(e.Key)
-		before, err := s.codec.decode(k, e.Before)
-		if err != nil {
+		edit := Edit{Key: config.KeyOfProto(e.Key)}
+		if before || edit.Key.Kind == kindCredential {
+			if edit.Before, err = s.codec.decode(edit.Key, e.Before); err != nil {
+				return err
+			}
+		}
+		if edit.After, err = s.codec.decode(edit.Key, e.After); err != nil {
 			return err
 		}
-		after, err := s.codec.decode(k, e.After)
-		if err != nil {
-			return err
-		}
-		h.Edits = append(h.Edits, Edit{k, before, after})
+		h.Edits = append(h.Edits, edit)
 	}
 	return nil
 }

@@ -24,6 +24,9 @@ import (
 // foldWorkers is how many folding transactions are under way at once.
 const foldWorkers = 4
 
+// foldOps bounds one of them, since other writes wait for it: some milliseconds.
+const foldOps = 1000
+
 func (s *Etcd) applyStaged(ctx context.Context, c commit, d draft, m marks) (config.Version, error) {
 	id := c.record.Id
 	n, err := s.stage(ctx, id, d.edits)
@@ -188,7 +191,7 @@ func (s *Etcd) chunk(ops []clientv3.Op, edits []*storev1.Edit) iter.Seq[[]client
 		first, size := 0, 0
 		for i, e := range edits {
 			n := len(e.After) + 256
-			if i > first && (size+n > externalTxnBytes || i-first >= externalTxnOps-8) {
+			if i > first && (size+n > s.maxBytes || i-first >= min(s.maxOps-8, foldOps)) {
 				if !yield(ops[first:i]) {
 					return
 				}

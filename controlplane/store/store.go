@@ -123,7 +123,8 @@ type State struct {
 type Event struct {
 	// Version of the commit; Previous is that of the commit before it.
 	Version, Previous config.Version
-	Record            *HistoryRecord
+	// Record says who made the commit and why; it has no Edits.
+	Record *HistoryRecord
 	// The config lane's changes.
 	Upserts []*configv1.Resource
 	Deletes []config.Key

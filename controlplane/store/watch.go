@@ -196,7 +196,7 @@ func (w *watcher) receive(ctx context.Context, resp clientv3.WatchResponse) (don
 		if ev.Type != clientv3.EventTypePut || ev.Kv.ModRevision <= w.last.Revision {
 			continue
 		}
-		h, err := w.s.decodeRecord(ctx, ev.Kv)
+		h, err := w.s.decodeRecord(ctx, ev.Kv, false)
 		if err != nil {
 			return true, false, err
 		}

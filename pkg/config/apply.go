@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"slices"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 
@@ -15,6 +16,9 @@ import (
 type Delta struct {
 	Upserts []*configv1.Resource
 	Deletes []Key
+	// Owned: nobody modifies Upserts any more, so they are kept as they are and not
+	// cloned.
+	Owned bool
 }
 
 // Affected says what a change may make different for a node. Lists are sorted and
@@ -49,17 +53,26 @@ func Check(rs []*configv1.Resource) (Checked, error) {
 }
 
 // Apply checks a change and returns the configuration after it. Its cost is that
-// of the change and of what depends on it, not of c. Verdict and result are those
-// of Check of the whole. On an error, which is Problems, c is returned.
+// of the change and of what depends on it, not of c; a document that is in c as it
+// is costs its digest. Verdict and result are those of Check of the whole. On an
+// error, which is Problems, c is returned. Affected may be shared: read only.
+//
+// A long Apply lets other goroutines run in between.
 func (c Checked) Apply(d Delta) (Checked, Affected, error) {
-	a := application{Checked: c, x: new(txn), changed: map[Key]*entry{}, touched: map[string]bool{}}
+	a := application{Checked: c, x: new(txn), changed: make(map[Key]*entry, len(d.Upserts)), touched: map[string]bool{}}
 	if a.env == nil {
 		a.env = expr.New()
 	}
-	a.remove(d.Deletes, d.Upserts)
-	a.put(d.Upserts)
+	a.decide(d)
+	if known := c.recall(&a); known != nil {
+		return known.checked, known.affected, nil
+	}
+	a.last = new(atomic.Pointer[outcome])
+	a.remove()
+	a.put()
 	affected := a.spread()
 	for _, e := range a.recheck {
+		a.turn.next()
 		r := report{key: *e.self.Key, env: a.env}
 		r.global(a.Checked, e.resource)
 		a.problems = append(a.problems, r.problems...)
@@ -68,58 +81,48 @@ func (c Checked) Apply(d Delta) (Checked, Affected, error) {
 	if err := a.problems.sorted(); err != nil {
 		return c, Affected{}, err
 	}
+	c.remember(&outcome{a.changed, a.Checked, affected})
 	return a.Checked, affected, nil
 }
 
 // application is one run of Apply: the configuration in the making.
 type application struct {
 	Checked
-	x        *txn
+	x    *txn
+	hash hasher
+	turn turn
+	// What the change comes to, as decide finds it: documents that differ from what
+	// is there, and what is to go.
+	puts []draft
+	gone []*entry
+
 	changed  map[Key]*entry  // nil entry: removed
 	touched  map[string]bool // buckets whose routes must be compared again
 	recheck  map[Key]*entry
 	problems Problems
 }
 
+// draft is a document that differs from what is there under its key.
+type draft struct {
+	key      Key
+	resource *configv1.Resource
+	digest   [32]byte
+	size     int    // of its encoding, in bytes
+	old      *entry // nil for a new one
+}
+
 func (a *application) fail(k Key, path, format string, args ...any) {
 	a.problems = append(a.problems, &Problem{Key: k, Path: path, Reason: fmt.Sprintf(format, args...)})
 }
 
-func (a *application) remove(deletes []Key, upserts []*configv1.Resource) {
-	if len(deletes) == 0 {
-		return
-	}
-	put := make(map[Key]bool, len(upserts))
-	for _, r := range upserts {
-		put[KeyOf(r)] = true
-	}
-	for _, k := range deletes {
-		if put[k] {
-			a.fail(k, "", "is put and deleted by the same change: expected one of them")
-			continue
-		}
-		old, ok := a.docs.get(k)
-		if !ok {
-			continue
-		}
-		a.unlink(old, nil)
-		a.docs.remove(a.x, k)
-		xor(&a.digest, old.digest)
-		a.changed[k] = nil
-	}
-}
-
-func (a *application) put(upserts []*configv1.Resource) {
-	seen := make(map[Key]bool, len(upserts))
-	for _, res := range upserts {
+// decide finds what of the change changes anything, and changes nothing yet.
+func (a *application) decide(d Delta) {
+	seen := make(map[Key]bool, len(d.Upserts))
+	for _, res := range d.Upserts {
+		a.turn.next()
 		if res == nil {
 			a.problems = append(a.problems, &Problem{Reason: "is empty: expected a resource"})
 			continue
-		}
-		if normalized(res) {
-			res = proto.Clone(res).(*configv1.Resource)
-		} else {
-			res = normalize(res)
 		}
 		key := KeyOf(res)
 		if seen[key] {
@@ -131,33 +134,66 @@ func (a *application) put(upserts []*configv1.Resource) {
 			a.fail(key, "kind", "Credentials are no part of the configuration: expected one of the others")
 			continue
 		}
-		a.putOne(key, res)
+		digest, size := a.hash.digest(res)
+		old, _ := a.docs.get(key)
+		if old != nil && old.digest == digest {
+			continue
+		}
+		switch {
+		case !normalized(res):
+			res = normalize(res)
+		case !d.Owned:
+			res = proto.Clone(res).(*configv1.Resource)
+		}
+		a.puts = append(a.puts, draft{key, res, digest, size, old})
+	}
+	for _, k := range d.Deletes {
+		if seen[k] {
+			a.fail(k, "", "is put and deleted by the same change: expected one of them")
+		} else if old, ok := a.docs.get(k); ok {
+			a.gone = append(a.gone, old)
+		}
 	}
 }
 
-func (a *application) putOne(key Key, res *configv1.Resource) {
-	digest := Digest(res)
-	old, _ := a.docs.get(key)
-	if old != nil && old.digest == digest {
-		return
-	}
-	r := report{key: key, env: a.env}
-	r.local(res)
-	a.problems = append(a.problems, r.problems...)
-	e := &entry{resource: res, digest: digest, refs: candidates(key, res)}
-	if old != nil {
-		e.self = old.self
+func (a *application) remove() {
+	for _, old := range a.gone {
+		if _, twice := a.changed[*old.self.Key]; twice {
+			continue
+		}
+		a.unlink(old, nil)
+		a.docs.remove(a.x, *old.self.Key)
 		xor(&a.digest, old.digest)
+		a.changed[*old.self.Key] = nil
+	}
+}
+
+func (a *application) put() {
+	for i := range a.puts {
+		a.turn.next()
+		a.putOne(&a.puts[i])
+	}
+}
+
+func (a *application) putOne(d *draft) {
+	r := report{key: d.key, env: a.env}
+	r.local(d.resource, d.size)
+	a.problems = append(a.problems, r.problems...)
+	e := &entry{resource: d.resource, digest: d.digest, refs: candidates(d.key, d.resource)}
+	if d.old != nil {
+		e.self = d.old.self
+		xor(&a.digest, d.old.digest)
 	} else {
+		key := d.key
 		e.self = holder{&key}
 	}
-	if key.Kind == KindRoute && len(r.problems) == 0 {
-		e.buckets = buckets(res.GetRoute())
+	if d.key.Kind == KindRoute && len(r.problems) == 0 {
+		e.buckets = buckets(d.resource.GetRoute())
 	}
-	a.unlink(old, e)
-	a.docs.put(a.x, key, e)
-	xor(&a.digest, digest)
-	a.changed[key] = e
+	a.unlink(d.old, e)
+	a.docs.put(a.x, d.key, e)
+	xor(&a.digest, d.digest)
+	a.changed[d.key] = e
 }
 
 // unlink replaces what the indexes say of old with what e says; either may be nil.
@@ -175,8 +211,10 @@ func (a *application) unlink(old, e *entry) {
 			}
 		}
 		for i, b := range old.buckets {
-			a.patterns.remove(a.x, pattern{b, old.self, i})
 			a.touched[b] = true
+			if e == nil || i >= len(e.buckets) || e.buckets[i] != b {
+				a.patterns.remove(a.x, pattern{b, old.self, i})
+			}
 		}
 	}
 	if e == nil {

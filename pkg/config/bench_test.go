@@ -81,3 +81,28 @@ func BenchmarkDecode1k(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkApply10k puts 10,000 routes of which some differ, all of them each time.
+func BenchmarkApply10k(b *testing.B) {
+	for _, changed := range []int{0, 100, 10_000} {
+		b.Run(fmt.Sprint("changed=", changed), func(b *testing.B) {
+			rs := manyRoutes(10_000)
+			c, err := Check(rs)
+			if err != nil {
+				b.Fatal(err)
+			}
+			routes := rs[len(rs)-10_000:]
+			b.ReportAllocs()
+			for n := 1; b.Loop(); n++ {
+				for i := range changed {
+					r := oneRoute(i)
+					r.GetRoute().Priority = int32(n)
+					routes[i] = r
+				}
+				if c, _, err = c.Apply(Delta{Upserts: rs, Owned: true}); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}

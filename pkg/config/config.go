@@ -7,7 +7,6 @@
 package config
 
 import (
-	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -98,7 +97,7 @@ func kindOf(r *configv1.Resource) string {
 // and IssuedCertificates are written by the control plane alone: an operator who
 // could write one could make the cluster trust a key of his own.
 func OperatorMayWrite(kind string) bool {
-	return kind != KindKeySet && kind != KindIssuedCertificate && slices.Contains(Kinds(), kind)
+	return kind != KindKeySet && kind != KindIssuedCertificate && rank(kind) < rank("")
 }
 
 // normalized reports whether the resource says what it leaves to default.

@@ -17,22 +17,38 @@ import (
 // ever: two releases that encode differently would disagree, and resynchronise
 // in vain. TestDigestIsStable holds the encoding still.
 func Digest(r *configv1.Resource) [32]byte {
+	var h hasher
+	digest, _ := h.digest(r)
+	return digest
+}
+
+// hasher makes digests, with one buffer for all.
+type hasher struct{ buf []byte }
+
+// digest returns the digest of a resource, and the size of its encoding.
+func (h *hasher) digest(r *configv1.Resource) (sum [32]byte, size int) {
 	if !normalized(r) {
 		r = normalize(r)
 	}
 	key := KeyOf(r)
-	buf := make([]byte, 0, 512)
-	for _, part := range []string{key.Kind, key.Workspace, key.Name} {
+	if h.buf == nil {
+		h.buf = make([]byte, 0, 1024)
+	}
+	buf := h.buf[:0]
+	for _, part := range [...]string{key.Kind, key.Workspace, key.Name} {
 		buf = binary.BigEndian.AppendUint32(buf, uint32(len(part)))
 		buf = append(buf, part...)
 	}
+	prefix := len(buf)
 	buf, err := proto.MarshalOptions{Deterministic: true}.MarshalAppend(buf, r)
+	size = len(buf) - prefix
 	if err != nil {
 		// Only a string that is not UTF-8 fails; Check refuses it, and until then
 		// its digest need only differ from all others'.
-		buf = append(buf, err.Error()...)
+		buf, size = append(buf, err.Error()...), proto.Size(r)
 	}
-	return sha256.Sum256(buf)
+	h.buf = buf
+	return sha256.Sum256(buf), size
 }
 
 func xor(a *[32]byte, b [32]byte) {

@@ -105,15 +105,27 @@ func pathBucket(p *configv1.PathMatch) string {
 	return "^/"
 }
 
-// overlaps compares the routes of every touched bucket.
+// overlaps compares the routes of every touched bucket. One that has its bucket to
+// itself is reached there whatever stands in its others.
 func (a *application) overlaps() {
 	routes := map[Key]*entry{}
 	for b := range a.touched {
+		a.turn.next()
+		first, many := (*entry)(nil), false
 		for e := range a.bucket(b) {
+			if first == nil {
+				first = e.route
+				continue
+			}
+			many = true
 			routes[*e.route.self.Key] = e.route
+		}
+		if many {
+			routes[*first.self.Key] = first
 		}
 	}
 	for k, e := range routes {
+		a.turn.next()
 		r := report{key: k, env: a.env}
 		a.rivals(&r, e)
 		a.problems = append(a.problems, r.problems...)

@@ -9,8 +9,22 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// ref is one name in a document that means another document.
-type ref struct{ path, kind, name string }
+// ref is one name in a document that means another document. It stands at form,
+// in which each # is the next index of at.
+type ref struct {
+	form       string
+	at         [2]int
+	kind, name string
+}
+
+// path spells out where the name stands, which only a problem says.
+func (f ref) path() string {
+	path := f.form
+	for _, i := range f.at {
+		path = strings.Replace(path, "#", strconv.Itoa(i), 1)
+	}
+	return path
+}
 
 // scope is the workspace in which a document's names are looked up. A baseline's
 // are not looked up in the workspace that it binds.
@@ -39,24 +53,43 @@ func policiesOf(r *configv1.Resource) (policies []*configv1.Policy, path func(in
 
 // eachRef calls f for every reference of a document.
 func eachRef(r *configv1.Resource, f func(ref)) {
-	policies, path := policiesOf(r)
+	switch spec := r.GetSpec().(type) {
+	case *configv1.Resource_Gateway:
+		eachPolicyRef(spec.Gateway.GetPolicies(), f)
+		for i, l := range spec.Gateway.GetListeners() {
+			for j, name := range l.GetTls().GetCertificates() {
+				f(ref{"spec.listeners[#].tls.certificates[#]", [2]int{i, j}, KindCertificate, name})
+			}
+		}
+	case *configv1.Resource_Workspace:
+		eachPolicyRef(spec.Workspace.GetPolicies(), f)
+	case *configv1.Resource_Policy:
+		switch kind := spec.Policy.GetKind().(type) {
+		case *configv1.Policy_Ref:
+			f(ref{"spec.ref", [2]int{}, KindPolicy, kind.Ref})
+		case *configv1.Policy_Jwt:
+			for j, name := range kind.Jwt.GetIssuers() {
+				f(ref{"spec.jwt.issuers[#]", [2]int{j}, KindIssuer, name})
+			}
+		}
+	case *configv1.Resource_Route:
+		eachPolicyRef(spec.Route.GetPolicies(), f)
+		for i, b := range spec.Route.GetBackends() {
+			f(ref{"spec.backends[#].upstream", [2]int{i}, KindUpstream, b.GetUpstream()})
+		}
+		eachMirror(spec.Route, f)
+	}
+}
+
+func eachPolicyRef(policies []*configv1.Policy, f func(ref)) {
 	for i, p := range policies {
 		switch kind := p.GetKind().(type) {
 		case *configv1.Policy_Ref:
-			f(ref{path(i) + ".ref", KindPolicy, kind.Ref})
+			f(ref{"spec.policies[#].ref", [2]int{i}, KindPolicy, kind.Ref})
 		case *configv1.Policy_Jwt:
 			for j, name := range kind.Jwt.GetIssuers() {
-				f(ref{path(i) + ".jwt.issuers[" + strconv.Itoa(j) + "]", KindIssuer, name})
+				f(ref{"spec.policies[#].jwt.issuers[#]", [2]int{i, j}, KindIssuer, name})
 			}
-		}
-	}
-	for i, b := range r.GetRoute().GetBackends() {
-		f(ref{"spec.backends[" + strconv.Itoa(i) + "].upstream", KindUpstream, b.GetUpstream()})
-	}
-	eachMirror(r.GetRoute(), f)
-	for i, l := range r.GetGateway().GetListeners() {
-		for j, name := range l.GetTls().GetCertificates() {
-			f(ref{"spec.listeners[" + strconv.Itoa(i) + "].tls.certificates[" + strconv.Itoa(j) + "]", KindCertificate, name})
 		}
 	}
 }
@@ -89,7 +122,7 @@ func (r *report) global(c Checked, res *configv1.Resource) {
 		} else if _, ok := c.Resolve(f.kind, scope(r.key), f.name); !ok {
 			complete = false
 			if _, ok := c.Get(Key{f.kind, DefaultWorkspace, f.name}); ok {
-				r.fail(f.path, "%s %q of workspace %q is not shared: expected shared: true there, or one in workspace %q",
+				r.fail(f.path(), "%s %q of workspace %q is not shared: expected shared: true there, or one in workspace %q",
 					f.kind, f.name, DefaultWorkspace, scope(r.key))
 				return
 			}
@@ -97,7 +130,7 @@ func (r *report) global(c Checked, res *configv1.Resource) {
 			if scope(r.key) != DefaultWorkspace {
 				where += fmt.Sprintf(" or %q", DefaultWorkspace)
 			}
-			r.fail(f.path, "%s %q does not exist in %s%s", f.kind, f.name, where, c.nearest(f.kind, scope(r.key), f.name))
+			r.fail(f.path(), "%s %q does not exist in %s%s", f.kind, f.name, where, c.nearest(f.kind, scope(r.key), f.name))
 		}
 	})
 	r.issuersDiffer(c, res)

@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"time"
 
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -28,17 +27,18 @@ func (r *report) fail(path, format string, args ...any) {
 	r.problems = append(r.problems, &Problem{Key: r.key, Path: path, Reason: fmt.Sprintf(format, args...)})
 }
 
-// local checks what can be said of a resource without any other.
-func (r *report) local(res *configv1.Resource) {
+// local checks what can be said of a resource without any other; size is that of
+// its encoding in bytes.
+func (r *report) local(res *configv1.Resource, size int) {
 	if r.key.Kind == "" {
 		r.fail("kind", "is not one that this release knows: expected %s", quoteList(Kinds()))
 		return
 	}
-	if size := proto.Size(res); size > MaxDocument {
+	if size > MaxDocument {
 		r.fail("", "is %d bytes long: expected at most %d", size, MaxDocument)
 		return
 	}
-	if !r.understood(res.ProtoReflect(), "") {
+	if !Understood(res) && !r.understood(res.ProtoReflect(), "") {
 		return
 	}
 	r.metadata(res.GetMetadata())
@@ -70,7 +70,38 @@ func (r *report) local(res *configv1.Resource) {
 	}
 }
 
-// understood refuses what this release does not know. A node that dropped an
+// Understood reports whether this release knows every field and every enumerated
+// value of a resource. A node that dropped an unknown field could serve a route
+// without its policy.
+func Understood(r *configv1.Resource) bool { return understood(r.ProtoReflect()) }
+
+func understood(m protoreflect.Message) bool {
+	if len(m.GetUnknown()) > 0 {
+		return false
+	}
+	ok := true
+	m.Range(func(fd protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		switch kind := fd.Kind(); {
+		case kind == protoreflect.EnumKind && fd.IsList():
+			for i := 0; ok && i < v.List().Len(); i++ {
+				ok = fd.Enum().Values().ByNumber(v.List().Get(i).Enum()) != nil
+			}
+		case kind == protoreflect.EnumKind:
+			ok = fd.Enum().Values().ByNumber(v.Enum()) != nil
+		case kind != protoreflect.MessageKind || fd.IsMap():
+		case fd.IsList():
+			for i := 0; ok && i < v.List().Len(); i++ {
+				ok = understood(v.List().Get(i).Message())
+			}
+		default:
+			ok = understood(v.Message())
+		}
+		return ok
+	})
+	return ok
+}
+
+// understood says where a resource is not Understood. A node that dropped an
 // unknown field could serve a route without its policy.
 func (r *report) understood(m protoreflect.Message, path string) bool {
 	ok := true

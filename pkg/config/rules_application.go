@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 
+	"google.golang.org/protobuf/proto"
+
 	"portcullis.dev/portcullis/pkg/config/expr"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -46,7 +48,7 @@ func CheckCredential(c Checked, res *configv1.Resource) error {
 	if !normalized(res) {
 		res = normalize(res)
 	}
-	r.local(res)
+	r.local(res, proto.Size(res))
 	spec := res.GetCredential()
 	app, ok := c.Get(Key{KindApplication, r.key.Workspace, spec.GetApplication()})
 	if !ok {

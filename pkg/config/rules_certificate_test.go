@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ocsp"
+	"google.golang.org/protobuf/proto"
 
 	"portcullis.dev/portcullis/pkg/identity/certtest"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -24,7 +25,7 @@ func locally(r *configv1.Resource) string {
 		r.Metadata = &configv1.Metadata{Workspace: DefaultWorkspace, Name: "default"}
 	}
 	report := report{key: KeyOf(r)}
-	report.local(r)
+	report.local(r, proto.Size(r))
 	return errText(report.problems.sorted())
 }
 

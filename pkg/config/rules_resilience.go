@@ -1,7 +1,6 @@
 package config
 
 import (
-	"fmt"
 	"math"
 	"slices"
 	"strconv"
@@ -256,6 +255,6 @@ func orDefault(d *durationpb.Duration, zero time.Duration) time.Duration {
 // eachMirror calls f for every reference of a route's mirrors.
 func eachMirror(t *configv1.Route, f func(ref)) {
 	for i, m := range t.GetMirrors() {
-		f(ref{fmt.Sprintf("spec.mirrors[%d].upstream", i), KindUpstream, m.GetUpstream()})
+		f(ref{"spec.mirrors[#].upstream", [2]int{i}, KindUpstream, m.GetUpstream()})
 	}
 }

@@ -125,7 +125,7 @@ func TestMirrorsAreReferences(t *testing.T) {
 	route := decode(t, "apiVersion: portcullis.dev/v1\nkind: Route\nmetadata: {name: x}\nspec: {backends: [{upstream: a}], mirrors: [{upstream: b}]}\n")[0]
 	var refs []ref
 	eachRef(route, func(f ref) { refs = append(refs, f) })
-	if want := (ref{"spec.mirrors[0].upstream", KindUpstream, "b"}); len(refs) != 2 || refs[1] != want {
+	if want := (ref{"spec.mirrors[#].upstream", [2]int{0}, KindUpstream, "b"}); len(refs) != 2 || refs[1] != want || refs[1].path() != "spec.mirrors[0].upstream" {
 		t.Errorf("%v: expected %v among them", refs, want)
 	}
 }
