@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -224,7 +225,9 @@ func TestApplyEqualsCheck(t *testing.T) {
 			for _, r := range next {
 				all = append(all, r)
 			}
+			changes(t, c, all)
 			want, wantErr := Check(all)
+			d.Owned = rapid.Bool().Draw(t, "owned")
 			got, affected, gotErr := c.Apply(d)
 			if errText(wantErr) != errText(gotErr) {
 				t.Fatalf("Check says:\n%s\nApply says:\n%s", errText(wantErr), errText(gotErr))
@@ -239,12 +242,41 @@ func TestApplyEqualsCheck(t *testing.T) {
 			accepted++
 			same(t, got, want)
 			sound(t, c, got, affected)
+			recalled(t, c, d, got, affected)
 			c, state = got, next
 		}
 	})
 	t.Logf("%d changes accepted, %d refused", accepted, refused)
 	if accepted == 0 || refused == 0 {
 		t.Error("the draw is one-sided")
+	}
+}
+
+// changes holds Changes against a comparison field by field.
+func changes(t *rapid.T, c Checked, all []*configv1.Resource) {
+	var want []*configv1.Resource
+	for _, r := range all {
+		if have, ok := c.Get(KeyOf(r)); !ok || !proto.Equal(have, normalize(r)) {
+			want = append(want, r)
+		}
+	}
+	if got := c.Changes(all); !slices.Equal(got, want) {
+		t.Fatalf("%d of %d differ; want %d", len(got), len(all), len(want))
+	}
+}
+
+// recalled puts a change once more, which is known, and then one more document,
+// which is not.
+func recalled(t *rapid.T, c Checked, d Delta, first Checked, affected Affected) {
+	again, affectedAgain, err := c.Apply(Delta{Upserts: slices.Clone(d.Upserts), Deletes: slices.Clone(d.Deletes)})
+	if err != nil || again.docs.root != first.docs.root || !reflect.DeepEqual(affectedAgain, affected) {
+		t.Fatalf("the same change again: %v, %v; want %v", affectedAgain, err, affected)
+	}
+	more := d
+	more.Upserts = append(slices.Clone(d.Upserts), &configv1.Resource{
+		Metadata: &configv1.Metadata{Name: "more"}, Spec: &configv1.Resource_Application{Application: &configv1.Application{}}})
+	if with, _, err := c.Apply(more); err != nil || with.Len() != first.Len()+1 || with.Digest() == first.Digest() {
+		t.Fatalf("one document more: %d, %v; want %d", with.Len(), err, first.Len()+1)
 	}
 }
 

@@ -110,6 +110,17 @@ func isPlain(s string) bool {
 	return s[0] < '0' || s[0] > '9'
 }
 
+// isPlainDuration reports whether s is digits and units, the last of them a unit
+// of time: what every YAML parser reads as a string.
+func isPlainDuration(s string) bool {
+	for i := range len(s) {
+		if (s[i] < '0' || s[i] > '9') && strings.IndexByte("dhms", s[i]) < 0 {
+			return false
+		}
+	}
+	return s != "" && s[0] >= '0' && s[0] <= '9' && strings.IndexByte("dhms", s[len(s)-1]) >= 0
+}
+
 func isAlnum(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 }
@@ -242,7 +253,15 @@ func yamlText(v protoreflect.Value, fd protoreflect.FieldDescriptor) string {
 	return dumpText(n)
 }
 
+// dumpText writes a node. A scalar that stands as it is needs no emitter, which
+// would take most of the time of a diff.
 func dumpText(n *yaml.Node) string {
+	if n.Kind == yaml.ScalarNode && n.Style == 0 {
+		switch {
+		case n.Tag == "!!bool", n.Tag == "!!int", n.Tag == "!!str" && (isPlain(n.Value) || isPlainDuration(n.Value)):
+			return n.Value
+		}
+	}
 	out, err := yaml.Dump(n, yaml.WithLineWidth(-1), yaml.WithIndent(2))
 	if err != nil {
 		return "(" + err.Error() + ")"
