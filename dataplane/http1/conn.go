@@ -116,7 +116,7 @@ func (c *conn) answer(refused *admission.Refusal) (more bool) {
 	}
 	c.last = time.Now()
 	// Until it is known better.
-	e.Result.Err = exchange.ErrInternal
+	c.exchange.Result.Err = exchange.ErrInternal
 	c.respond(resp)
 	return
 }
