@@ -14,10 +14,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"sync"
-	"syscall"
 	"time"
 
 	"portcullis.dev/portcullis/controlplane"
@@ -90,19 +87,6 @@ type Cluster struct {
 	nodes                      []*member
 	credential                 string
 	failed                     chan error
-}
-
-// member is one node's place in the cluster; the node in it comes and goes.
-type member struct {
-	name, metrics string
-	// sockets are addresses by name.
-	sockets map[string]string
-
-	// mu guards the addresses too; they are read without it by the goroutine that
-	// starts and stops the node.
-	mu   sync.Mutex
-	node *dataplane.Node
-	stop func() error
 }
 
 // Start starts a cluster and returns when every node serves the newest revision,
@@ -236,144 +220,6 @@ func (c *Cluster) background(f func(context.Context) error) (stop func() error) 
 	})
 }
 
-func (c *Cluster) addNode(ctx context.Context, i int) error {
-	m := &member{name: fmt.Sprintf("node-%d", i+1), sockets: maps.Clone(c.cfg.Sockets), metrics: c.cfg.MetricsListen}
-	if i > 0 {
-		for name, address := range c.cfg.Sockets {
-			if _, port, err := net.SplitHostPort(address); err != nil || port != "0" {
-				m.sockets[name] = c.nodes[i-1].sockets[name]
-			}
-		}
-		m.metrics = c.nodes[i-1].metrics
-		if c.cfg.MetricsListen == "127.0.0.1:0" {
-			m.metrics = c.cfg.MetricsListen
-		}
-	}
-	c.nodes = append(c.nodes, m)
-	return c.StartNode(ctx, i)
-}
-
-// StartNode starts a node that is not running. The first time it joins with a
-// token; later it comes back with its identity and its port.
-func (c *Cluster) StartNode(ctx context.Context, i int) error {
-	m := c.nodes[i]
-	open := func(address string) (net.Listener, error) {
-		if m.node != nil {
-			return listenAgain(ctx, address)
-		}
-		return listenFrom(ctx, address, i > 0)
-	}
-	sockets := map[string]net.Listener{}
-	// In order, so that it is the same each time who gets which port.
-	for _, name := range slices.Sorted(maps.Keys(m.sockets)) {
-		listener, err := open(m.sockets[name])
-		if err != nil {
-			return errors.Join(err, closeAll(sockets, nil))
-		}
-		sockets[name] = listener
-	}
-	var metrics net.Listener
-	if m.metrics != "" {
-		var err error
-		if metrics, err = open(m.metrics); err != nil {
-			return errors.Join(err, closeAll(sockets, nil))
-		}
-	}
-	m.mu.Lock()
-	for name, listener := range sockets {
-		m.sockets[name] = listener.Addr().String()
-	}
-	if metrics != nil {
-		m.metrics = metrics.Addr().String()
-	}
-	m.mu.Unlock()
-	dir := filepath.Join(c.cfg.Dir, "nodes", m.name)
-	cfg := dataplane.Config{
-		Name: m.name, DataDir: dir, Zone: c.cfg.Zone, Control: []string{c.planeAddress}, Listeners: sockets, Metrics: metrics,
-		Bus: bus.NATSConfig{Server: c.server}, Telemetry: c.cfg.Telemetry, AccessLog: c.cfg.AccessLog,
-		Drain: c.cfg.Drain, Release: c.cfg.Release, Log: c.cfg.Log.With("node", m.name),
-	}
-	if _, err := os.Stat(filepath.Join(dir, "identity")); errors.Is(err, os.ErrNotExist) {
-		if cfg.JoinToken, err = c.plane.JoinToken(ctx, time.Minute); err != nil {
-			return errors.Join(err, closeAll(sockets, metrics))
-		}
-	}
-	if c.cfg.Adjust != nil {
-		c.cfg.Adjust(i, &cfg)
-	}
-	node, err := dataplane.New(ctx, cfg)
-	if err != nil {
-		return errors.Join(err, closeAll(sockets, metrics))
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.node, m.stop = node, c.background(node.Run)
-	return nil
-}
-
-func closeAll(sockets map[string]net.Listener, metrics net.Listener) error {
-	var errs []error
-	for _, l := range sockets {
-		errs = append(errs, l.Close())
-	}
-	if metrics != nil {
-		errs = append(errs, metrics.Close())
-	}
-	return errors.Join(errs...)
-}
-
-// StopNode drains a node and stops it.
-func (c *Cluster) StopNode(i int) error {
-	m := c.nodes[i]
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.stop == nil {
-		return nil
-	}
-	stop := m.stop
-	m.stop = nil
-	return stop()
-}
-
-// listenFrom listens on an address, or with next on the first free port after it.
-func listenFrom(ctx context.Context, address string, next bool) (net.Listener, error) {
-	host, port, err := net.SplitHostPort(address)
-	if err != nil {
-		return nil, fmt.Errorf("address %q: %w", address, err)
-	}
-	number, err := strconv.Atoi(port)
-	if err != nil {
-		return nil, fmt.Errorf("address %q: %w", address, err)
-	}
-	if !next || number == 0 {
-		return net.Listen("tcp", address)
-	}
-	for try := 1; ; try++ {
-		listener, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(number+try)))
-		if err == nil || try == 100 || ctx.Err() != nil {
-			return listener, err
-		}
-	}
-}
-
-// listenAgain listens on an address that this cluster had before. The system may
-// have given its port to a connection meanwhile: then it waits for its end.
-func listenAgain(ctx context.Context, address string) (net.Listener, error) {
-	for {
-		listener, err := net.Listen("tcp", address)
-		if !errors.Is(err, syscall.EADDRINUSE) {
-			return listener, err
-		}
-		timer := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return nil, err
-		case <-timer.C:
-		}
-	}
-}
-
 // Converge returns when every node that is running runs the newest revision and
 // is ready.
 func (c *Cluster) Converge(ctx context.Context) error {
@@ -430,41 +276,6 @@ func (c *Cluster) Stop() error {
 // Failed receives the error of a part that has ended by itself.
 func (c *Cluster) Failed() <-chan error { return c.failed }
 
-// Addresses returns where the nodes serve clients, on the sockets named "http".
-func (c *Cluster) Addresses() []string {
-	var all []string
-	for _, m := range c.nodes {
-		m.mu.Lock()
-		all = append(all, m.sockets[listen.HTTP])
-		m.mu.Unlock()
-	}
-	return all
-}
-
-// Sockets returns where the nodes serve clients, by the sockets' names.
-func (c *Cluster) Sockets() []map[string]string {
-	var all []map[string]string
-	for _, m := range c.nodes {
-		m.mu.Lock()
-		all = append(all, maps.Clone(m.sockets))
-		m.mu.Unlock()
-	}
-	return all
-}
-
-// MetricsAddresses returns where the nodes serve metrics and probes.
-func (c *Cluster) MetricsAddresses() []string {
-	var all []string
-	for _, m := range c.nodes {
-		m.mu.Lock()
-		if m.metrics != "" {
-			all = append(all, m.metrics)
-		}
-		m.mu.Unlock()
-	}
-	return all
-}
-
 // AdminAddress is where the admin API is.
 func (c *Cluster) AdminAddress() string { return c.adminAddress }
 
@@ -485,14 +296,6 @@ func (c *Cluster) Authorities() []byte { return c.plane.Authorities() }
 
 // Credential is the first operator's; "" when the cluster had one already.
 func (c *Cluster) Credential() string { return c.credential }
-
-// Node returns a node, running or not.
-func (c *Cluster) Node(i int) *dataplane.Node {
-	m := c.nodes[i]
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.node
-}
 
 // Plane returns the control plane.
 func (c *Cluster) Plane() *controlplane.Plane { return c.plane }
