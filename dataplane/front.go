@@ -32,7 +32,7 @@ func (n *Node) open() (err error) {
 		}
 		sockets[listen.HTTP] = n.cfg.Listener
 	}
-	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, HTTP2: two, HTTP3: three, Refuse: n.overload.Refuses, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
+	n.listeners, err = listen.New(listen.Config{HTTP1: n.front, HTTP2: two, HTTP3: three, Packets: n.cfg.Packets, Refuse: n.overload.Refuses, Grace: n.cfg.Grace, Drain: n.cfg.Drain, Log: n.cfg.Log}, sockets)
 	return err
 }
 
@@ -78,6 +78,10 @@ func (n *Node) welcome(m *controlv1.Welcome) {
 // Sockets returns duplicates of the sockets that serve clients, by name, for a
 // process that takes over. The caller closes them.
 func (n *Node) Sockets() (map[string]*os.File, error) { return n.listeners.Files() }
+
+// Packets returns what a process that takes over needs for HTTP/3 beside the
+// sockets, by name. The caller closes it.
+func (n *Node) Packets() (map[string]*os.File, error) { return n.listeners.Packets() }
 
 // HandOver ends Run because another process serves the same sockets from now on:
 // this one accepts no more, and lets its connections go with their next answers.

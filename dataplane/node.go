@@ -65,6 +65,9 @@ type Config struct {
 	// names; one at least. Run closes them.
 	Listener  net.Listener
 	Listeners map[string]net.Listener
+	// Packets is what Node.Packets returned in the process that this one succeeds;
+	// nil for none. New takes it over.
+	Packets map[string]*os.File
 	// Metrics serves /metrics, /readyz and /livez; may be nil.
 	Metrics net.Listener
 	// Bus overrides where the control plane says that the bus is.

@@ -16,12 +16,40 @@ type life struct {
 	server   *Server
 	socket   Socket
 	listener *quic.Listener
+	changed  chan struct{} // capacity 1: there are fewer of what end waits for
 
-	serving sync.WaitGroup
-	mu      sync.Mutex
-	// Guarded by mu. ending: no further connection.
-	fronts map[*quichttp3.Server]struct{}
-	ending bool
+	mu sync.Mutex
+	// Guarded by mu: one front per connection, and the handshakes under way.
+	fronts  map[*quichttp3.Server]struct{}
+	shaking int
+	// leaving is nil until the goodbye. What comes later has begun before, and is
+	// told at once; nothing comes once ended is set.
+	leaving context.Context
+	ended   bool
+}
+
+type handshakeKey struct{}
+
+// begin counts a handshake, until the connection is accepted or comes to nothing.
+func (l *life) begin(ctx context.Context, _ *quic.ClientInfo) (context.Context, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shaking++
+	over := sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.shaking--
+		l.wake()
+	})
+	context.AfterFunc(ctx, over)
+	return context.WithValue(ctx, handshakeKey{}, over), nil
+}
+
+func (l *life) wake() {
+	select {
+	case l.changed <- struct{}{}:
+	default:
+	}
 }
 
 // accept serves connections until the listener is closed.
@@ -33,18 +61,36 @@ func (l *life) accept() error {
 		}
 		c := &client{conn: conn, sniDecides: l.socket.SNIDecides()}
 		front := l.front(c)
-		if !l.add(front) {
+		leaving, ok := l.add(front)
+		if over, counted := conn.Context().Value(handshakeKey{}).(func()); counted {
+			over()
+		}
+		if !ok {
 			_ = conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "")
 			continue
 		}
-		go func() {
-			defer l.remove(front)
-			defer c.watch(l.server.config.IdleTimeout)()
-			// What ends a connection is said to its client.
-			_ = front.ServeQUICConn(conn)
-			_ = conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "")
-		}()
+		go l.serve(front, c, leaving)
 	}
+}
+
+// serve serves one connection; with leaving set it is told to go elsewhere, and
+// that what it has sent already was not processed, so that it may ask again there.
+func (l *life) serve(front *quichttp3.Server, c *client, leaving context.Context) {
+	defer l.remove(front)
+	defer c.watch(l.server.config.IdleTimeout)()
+	var goodbye sync.WaitGroup
+	defer goodbye.Wait()
+	if leaving != nil {
+		told := front.ConnContext
+		front.ConnContext = func(ctx context.Context, conn *quic.Conn) context.Context {
+			// Not before: a server that is shut down serves none.
+			goodbye.Go(func() { _ = front.Shutdown(leaving) })
+			return told(ctx, conn)
+		}
+	}
+	// What ends a connection is said to its client.
+	_ = front.ServeQUICConn(c.conn)
+	_ = c.conn.CloseWithError(quic.ApplicationErrorCode(quichttp3.ErrCodeNoError), "")
 }
 
 // front serves one connection. quic-go makes room for a head as soon as its length
@@ -60,36 +106,58 @@ func (l *life) front(c *client) *quichttp3.Server {
 	}
 }
 
-func (l *life) add(front *quichttp3.Server) bool {
+func (l *life) add(front *quichttp3.Server) (leaving context.Context, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.ending {
-		return false
+	if l.ended {
+		return nil, false
 	}
 	l.fronts[front] = struct{}{}
-	l.serving.Add(1)
-	return true
+	return l.leaving, true
 }
 
 func (l *life) remove(front *quichttp3.Server) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.fronts, front)
-	l.serving.Done()
+	l.wake()
 }
 
 // end says goodbye on every connection, and waits for clients to hang up, which
-// they need not do, at most until ctx ends: then it closes them.
+// they need not do, and for handshakes under way, at most until ctx ends: then it
+// closes the connections.
 func (l *life) end(ctx context.Context) {
+	defer context.AfterFunc(ctx, l.wake)()
 	var goodbyes sync.WaitGroup
 	l.mu.Lock()
-	l.ending = true
+	l.leaving = ctx
 	for front := range l.fronts {
 		goodbyes.Go(func() { _ = front.Shutdown(ctx) })
 	}
 	l.mu.Unlock()
-	l.serving.Wait()
+	for !l.over(ctx) {
+		<-l.changed
+	}
 	goodbyes.Wait()
+}
+
+// over reports whether nothing is left to wait for, and then lets nothing come.
+func (l *life) over(ctx context.Context) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ended = len(l.fronts) == 0 && (l.shaking == 0 || ctx.Err() != nil)
+	return l.ended
+}
+
+// patience is how long the last answers, or what a handshake under way is for, may
+// take once no request is being served.
+func (l *life) patience() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shaking > 0 {
+		return welcome
+	}
+	return farewell
 }
 
 func (l *life) cut() {
@@ -114,7 +182,7 @@ func (l *life) drain() error {
 	select {
 	case <-s.work.done():
 		// Clients that heed the goodbye hang up once they have what was answered.
-		patience := time.NewTimer(farewell)
+		patience := time.NewTimer(l.patience())
 		defer patience.Stop()
 		select {
 		case <-finished:

@@ -34,6 +34,11 @@ type Socket struct {
 	TLS *tls.Config
 	// SNIDecides is asked for each connection: see admission.Conn.
 	SNIDecides func() bool
+	// IDs, TokenKey and ResetKey are shared with other processes on the same socket;
+	// nil: there are none.
+	IDs      quic.ConnectionIDGenerator
+	TokenKey *quic.TokenGeneratorKey
+	ResetKey *quic.StatelessResetKey
 }
 
 const (
@@ -44,6 +49,8 @@ const (
 	connWindow   = 2 << 20
 	// farewell is how long the last answers may take to arrive.
 	farewell = time.Second
+	// welcome is that for clients whose handshakes are under way.
+	welcome = 5 * time.Second
 	// handshakeTimeout bounds a handshake without progress.
 	handshakeTimeout = 10 * time.Second
 	// unverifiedRate is how many handshakes a second begin at once. Beyond it a client
@@ -90,7 +97,12 @@ type connKey struct{}
 // the requests in flight and closes the socket. Connections that a client keeps
 // open without a request are closed at the end of the drain.
 func (s *Server) Run(ctx context.Context, socket Socket) error {
-	transport := &quic.Transport{Conn: socket.Conn, VerifySourceAddress: func(net.Addr) bool { return !s.unverified.Allow() }}
+	l := &life{server: s, socket: socket, changed: make(chan struct{}, 1), fronts: map[*quichttp3.Server]struct{}{}}
+	transport := &quic.Transport{
+		ConnContext: l.begin,
+		Conn:        socket.Conn, VerifySourceAddress: func(net.Addr) bool { return !s.unverified.Allow() },
+		ConnectionIDGenerator: socket.IDs, TokenGeneratorKey: socket.TokenKey, StatelessResetKey: socket.ResetKey,
+	}
 	// No 0-RTT: who records it can send it once more (RFC 8446, 8).
 	listener, err := transport.Listen(quichttp3.ConfigureTLSConfig(socket.TLS), &quic.Config{
 		MaxIncomingStreams: maxStreams,
@@ -105,7 +117,7 @@ func (s *Server) Run(ctx context.Context, socket Socket) error {
 	if err != nil {
 		return errors.Join(fmt.Errorf("serve QUIC on %v: %w", socket.Conn.LocalAddr(), err), transport.Close(), socket.Conn.Close())
 	}
-	l := &life{server: s, socket: socket, listener: listener, fronts: map[*quichttp3.Server]struct{}{}}
+	l.listener = listener
 	served := make(chan error, 1)
 	go func() {
 		defer close(served)

@@ -69,14 +69,21 @@ func front(handle func(*exchange.Exchange) *exchange.Response) *http1.Server {
 // start runs sockets of the names until the test ends.
 func start(t testing.TB, c Config, names ...string) *rig {
 	t.Helper()
-	r := &rig{lns: map[string]net.Listener{}, ended: make(chan error, 1)}
+	lns := map[string]net.Listener{}
 	for _, name := range names {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.lns[name] = ln
+		lns[name] = ln
 	}
+	return startOn(t, c, lns)
+}
+
+// startOn runs the sockets until the test ends.
+func startOn(t testing.TB, c Config, lns map[string]net.Listener) *rig {
+	t.Helper()
+	r := &rig{lns: lns, ended: make(chan error, 1)}
 	if c.HTTP1 == nil {
 		r.http1 = front(func(e *exchange.Exchange) *exchange.Response { return r.Challenge(e) })
 		c.HTTP1 = r.http1

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"os"
 	"syscall"
 	"time"
 
@@ -48,6 +49,9 @@ type Config struct {
 	HTTP2 Front
 	// HTTP3 serves HTTP/3; nil: it is not offered.
 	HTTP3 QUIC
+	// Packets is what Packets returned in the process that this one succeeds; nil
+	// for none. New takes it over.
+	Packets map[string]*os.File
 	// Refuse reports whether new connections are to be closed at once, for want of
 	// memory; nil: never.
 	Refuse func() bool

@@ -65,8 +65,8 @@ func New(c Config, sockets map[string]net.Listener) (*Listeners, error) {
 		config: c, sockets: maps.Clone(sockets), shakes: places{most: c.Handshakes},
 		opening: opening{conns: map[net.Conn]bool{}}, told: map[string]string{}, handed: make(chan struct{}),
 	}
-	l.quic = quic{listeners: l, changed: make(chan struct{}, 1), running: map[string]*quicSocket{}}
-	return l, nil
+	l.quic = quic{listeners: l, changed: make(chan struct{}, 1), running: map[string]*quicSocket{}, inherited: map[string]map[string]*os.File{}}
+	return l, l.quic.inherit(c.Packets)
 }
 
 // Names returns the names of the sockets, sorted.
@@ -184,7 +184,7 @@ func (l *Listeners) fronts() []Front {
 
 // HandOver ends Run because another process accepts on the same sockets: this one
 // stops at once to, and lets its connections go as their clients send their next
-// requests.
+// requests. Of HTTP/3 it keeps the connections that it has until they are drained.
 func (l *Listeners) HandOver() { l.handing.Do(func() { close(l.handed) }) }
 
 // Run serves the sockets, which it closes, until ctx ends or HandOver is called;
@@ -214,6 +214,7 @@ func (l *Listeners) Run(ctx context.Context) error {
 	case <-l.handed:
 		r.end()
 		l.goodbye()
+		l.quic.handOver()
 		stopPackets()
 		r.wait(ctx, max(l.config.Grace, handOverGrace))
 	case <-ctx.Done():

@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"portcullis.dev/portcullis/dataplane/http3"
+	"portcullis.dev/portcullis/dataplane/listen/relay"
 )
 
 // QUIC serves HTTP/3 on UDP sockets: http3.Server is one.
@@ -33,10 +35,14 @@ type quic struct {
 	mu sync.Mutex
 	// Guarded by mu, by the socket's name.
 	running map[string]*quicSocket
+	// inherited are those that a predecessor hands over and nobody serves yet.
+	inherited map[string]map[string]*os.File
 }
 
 type quicSocket struct {
 	stop context.CancelFunc
+	// port is the open port, or nil.
+	port atomic.Pointer[relay.Socket]
 	// serving holds the value of Alt-Svc while the port is served, else "".
 	serving atomic.Pointer[string]
 	problem atomic.Pointer[string]
@@ -53,6 +59,7 @@ func (q *quic) wake() {
 // all to drain.
 func (q *quic) run(ctx context.Context) {
 	var serving sync.WaitGroup
+	defer q.leave()
 	defer serving.Wait()
 	for {
 		q.reconcile(ctx, &serving)
@@ -78,6 +85,8 @@ func (q *quic) reconcile(ctx context.Context, serving *sync.WaitGroup) {
 		case !wanted && one != nil:
 			one.stop()
 			delete(q.running, name)
+		case !wanted && q.inherited[name] != nil && q.listeners.live.Load() != nil:
+			q.drop(name)
 		}
 	}
 }
@@ -118,18 +127,14 @@ func (q *quic) serve(ctx context.Context, name string, at net.Addr, one *quicSoc
 	}
 	altSvc := http3.AltSvc(port)
 	for ctx.Err() == nil {
-		pc, err := net.ListenPacket("udp", at.String())
+		pc, err := q.open(name, at)
 		if err == nil {
+			one.port.Store(pc)
 			one.serving.Store(&altSvc)
 			one.problem.Store(nil)
-			err = q.listeners.config.HTTP3.Run(ctx, http3.Socket{
-				Conn: pc, SNIDecides: func() bool { s := q.wanted(name); return s == nil || s.verifies },
-				// Each handshake asks what is live.
-				TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-					return q.config(name)
-				}},
-			})
+			err = q.speak(ctx, name, pc)
 			one.serving.Store(nil)
+			one.port.Store(nil)
 		}
 		if err != nil && ctx.Err() == nil {
 			problem := fmt.Sprintf("HTTP/3: %v", err)
@@ -146,6 +151,35 @@ func (q *quic) serve(ctx context.Context, name string, at net.Addr, one *quicSoc
 			pause.Stop()
 		}
 	}
+}
+
+// open takes over the port that a predecessor has, or opens it.
+func (q *quic) open(name string, at net.Addr) (*relay.Socket, error) {
+	q.mu.Lock()
+	files := q.inherited[name]
+	delete(q.inherited, name)
+	q.mu.Unlock()
+	if files != nil {
+		return relay.Inherit(files, q.listeners.config.Log)
+	}
+	return relay.Listen(at.String(), q.listeners.config.Log)
+}
+
+// speak serves HTTP/3 on an open port, once it is this process's to read, and
+// closes it.
+func (q *quic) speak(ctx context.Context, name string, pc *relay.Socket) error {
+	if err := pc.Await(ctx); err != nil {
+		return pc.Close()
+	}
+	keys := pc.Keys()
+	return q.listeners.config.HTTP3.Run(ctx, http3.Socket{
+		Conn: pc, IDs: pc.IDs(), TokenKey: &keys.Token, ResetKey: &keys.Reset,
+		SNIDecides: func() bool { s := q.wanted(name); return s == nil || s.verifies },
+		// Each handshake asks what is live.
+		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return q.config(name)
+		}},
+	})
 }
 
 // altSvc returns the Alt-Svc that answers on the socket carry; "" for none.

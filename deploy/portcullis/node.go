@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"strings"
@@ -126,7 +127,7 @@ func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *nodeFlags) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, stopDebug()) }()
-	cfg.Listeners, cfg.Metrics = s.clients, s.metrics
+	cfg.Listeners, cfg.Metrics, cfg.Packets = s.clients, s.metrics, s.packets
 	if err := limitMemory(log); err != nil {
 		return err
 	}
@@ -146,7 +147,8 @@ func serveNode(cmd *cobra.Command, node *dataplane.Node, given *passed, s *socke
 	ctx, cancel := context.WithCancel(cmd.Context())
 	defer cancel()
 	next := &succession{
-		binary: binary, args: os.Args[1:], log: log, files: s.files,
+		binary: binary, args: os.Args[1:], log: log,
+		files: func() (map[string]*os.File, error) { return successorFiles(node, s, log) },
 		pause: func() { node.KeepOff(true) }, resume: func() { node.KeepOff(false) },
 	}
 	beside := make(chan struct{})
@@ -166,6 +168,21 @@ func serveNode(cmd *cobra.Command, node *dataplane.Node, given *passed, s *socke
 	cancel()
 	<-beside
 	return err
+}
+
+// successorFiles are all that a successor is passed.
+func successorFiles(node *dataplane.Node, s *sockets, log *slog.Logger) (map[string]*os.File, error) {
+	files, err := s.files()
+	if err != nil {
+		return nil, err
+	}
+	packets, err := node.Packets()
+	if err != nil {
+		// Clients come by TCP until this process has left the ports.
+		log.Warn("the successor does not take over HTTP/3's connections", "error", err)
+	}
+	maps.Copy(files, packets)
+	return files, nil
 }
 
 // announceNode says once when the node is ready, and whether it has become so
@@ -191,6 +208,7 @@ type sockets struct {
 	clients        map[string]net.Listener
 	metrics, debug net.Listener
 	lock           *os.File
+	packets        map[string]*os.File
 }
 
 // open takes the sockets that were passed and opens the others. What was passed
@@ -224,6 +242,7 @@ func (s *sockets) open(given *passed, f *nodeFlags, asked bool) (err error) {
 			return explainListen(err)
 		}
 	}
+	s.packets = given.packets()
 	return given.left()
 }
 

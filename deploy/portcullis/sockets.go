@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"portcullis.dev/portcullis/dataplane/listen"
 )
 
 // Sockets come from the command line, from a service manager, or from the process
@@ -88,6 +90,17 @@ func (p *passed) names() []string {
 	}
 	slices.Sort(names)
 	return names
+}
+
+// packets takes what was passed for HTTP/3.
+func (p *passed) packets() map[string]*os.File {
+	taken := map[string]*os.File{}
+	for name := range p.files {
+		if strings.HasPrefix(name, listen.PacketFiles) {
+			taken[name] = p.take(name)
+		}
+	}
+	return taken
 }
 
 // listen returns the socket of the name that was passed, or opens address.
