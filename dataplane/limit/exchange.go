@@ -14,17 +14,18 @@ const (
 	pubsPerRun = 64   // batches in one tick; what is left waits for the next
 )
 
-// Receive takes in what sender published. boot is the sender's; messages of a
-// boot that has ended, of this node itself, and malformed totals are dropped and
-// counted. The caller has authenticated the message. now is as in Spend. The
+// Receive takes in what one start of a node published: sender and boot name it.
+// Messages of a start that counts no more (see member.go) and malformed totals are
+// dropped and counted, its own are ignored. The caller has authenticated the message. now is as in Spend. The
 // message is not kept.
 func (l *Limiter) Receive(sender string, boot uint64, msg *busv1.Spent, now time.Time) {
-	if sender == l.config.Node || sender == "" {
+	id := startID{sender, boot}
+	if sender == "" || id == (startID{l.config.Node, l.config.Boot}) {
 		return
 	}
 	t := l.since(now)
 	l.mu.Lock()
-	p, ok := l.arrive(sender, boot, t)
+	p, ok := l.arrive(id, t)
 	l.mu.Unlock()
 	if !ok {
 		l.counted.dropped.Add(uint64(len(msg.GetTotals())))
@@ -38,7 +39,7 @@ func (l *Limiter) Receive(sender string, boot uint64, msg *busv1.Spent, now time
 		}
 	}
 	if msg.GetLeaving() {
-		l.Forget(sender)
+		l.leave(id, t)
 	}
 }
 

@@ -125,9 +125,20 @@ func TestRejoin(t *testing.T) {
 	p.b.Receive("a", 2, again(5), at(300*time.Millisecond))
 	p.b.Receive("a", 2, again(5), at(300*time.Millisecond))
 	wantLeft(t, p.b, k, slow, 300*time.Millisecond, 85)
-	p.b.Receive("a", 1, again(50), at(300*time.Millisecond)) // the first life's, late
-	wantLeft(t, p.b, k, slow, 300*time.Millisecond, 85)
-	if st := p.b.Stats(); st.Dropped != 1 || st.Known != 2 {
+	// The first start's, late: what it spent too, and no node more.
+	late := &busv1.Spent{Now: int64(time.Second), Totals: []*busv1.Total{{Key: k[:], Total: 12, Since: int64(100 * time.Millisecond)}}}
+	p.b.Receive("a", 1, late, at(300*time.Millisecond))
+	p.b.Receive("a", 1, late, at(300*time.Millisecond))
+	wantLeft(t, p.b, k, slow, 300*time.Millisecond, 83)
+	if st := p.b.Stats(); st.Dropped != 0 || st.Known != 2 {
+		t.Errorf("stats %+v", st)
+	}
+	// Once it has left, no more is heard of it.
+	p.b.Receive("a", 1, &busv1.Spent{Now: int64(2 * time.Second), Leaving: true}, at(300*time.Millisecond))
+	late.Totals[0].Total, late.Now = 20, int64(3*time.Second)
+	p.b.Receive("a", 1, late, at(300*time.Millisecond))
+	wantLeft(t, p.b, k, slow, 300*time.Millisecond, 83)
+	if st := p.b.Stats(); st.Dropped != 1 || st.Known != 2 || st.Nodes != 2 {
 		t.Errorf("stats %+v", st)
 	}
 }
@@ -142,7 +153,7 @@ func TestMalformedTotals(t *testing.T) {
 	}
 	l.Receive("b", 1, &busv1.Spent{Now: 5, Totals: bad}, at(0))
 	l.Receive("b", 1, nil, at(0))
-	l.Receive("a", 9, &busv1.Spent{Totals: []*busv1.Total{{Key: k[:], Total: 50}}}, at(0)) // a's own echo
+	l.Receive("a", 0, &busv1.Spent{Totals: []*busv1.Total{{Key: k[:], Total: 50}}}, at(0)) // a's own echo
 	if st := l.Stats(); st.Dropped != uint64(len(bad)) || st.Received != 0 {
 		t.Errorf("dropped %d, received %d, want %d and 0", st.Dropped, st.Received, len(bad))
 	}

@@ -52,7 +52,8 @@ type Limiter struct {
 
 	mu       sync.Mutex
 	peers    []peer
-	names    map[string]int32 // of peers
+	slots    map[startID]int32 // of peers
+	ended    map[string]*ended
 	audience uint32
 
 	urgent  atomic.Bool
@@ -93,7 +94,7 @@ func New(c Config) *Limiter {
 	if c.Start.IsZero() {
 		c.Start = time.Now()
 	}
-	l := &Limiter{config: c, wake: make(chan struct{}, 1), names: make(map[string]int32), ticked: -tick, flushed: -announce}
+	l := &Limiter{config: c, wake: make(chan struct{}, 1), slots: make(map[startID]int32), ended: make(map[string]*ended), ticked: -tick, flushed: -announce}
 	seed := rendezvous(c.Node, Key{}) // nodes must not draw alike
 	for i := range l.shards {
 		l.shards[i].init((c.MaxKeys+shards-1)/shards, seed)

@@ -9,25 +9,60 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
-// maxPeers bounds what a bus full of invented names can make a node remember.
-const maxPeers = 1024
+// maxPeers bounds what a bus full of invented names can make a node remember,
+// maxStarts that of one name.
+const (
+	maxPeers  = 1024
+	maxStarts = 4
+)
 
-// peer is another node. Its fields are guarded by Limiter.mu; heard is atomic.
+// Which starts of a node count.
+//
+// Totals belong to a start (a process): a name and a boot number. Each start
+// counts from zero and is believed by itself, so whatever the order in which the
+// starts of one node come, overlap, fail and end, a unit that was admitted is in
+// the total of exactly one of them: it is counted once when that total is heard,
+// and never twice, since a total is debited by what it has grown.
+//
+// A start counts from the first message that is heard of it until it says that it
+// leaves, is forgotten (ForgetAfter, Forget), or is put aside for the fifth start
+// of the same name, the one heard longest ago. From then on what comes of it is
+// late, and dropped: what it spent stays debited. A start that falls silent is
+// presumed to ask for nothing, but what it tells later still counts. No start ends
+// because another comes: a successor that fails leaves its predecessor counted,
+// and one that takes over leaves it counted until it has drained.
+//
+// Nodes are counted by name, however many starts of it there are: a node is known
+// while one of its starts is, and visible while one was heard within a second. The
+// other starts of a limiter's own name are peers like any, but not further nodes.
+
+// startID names a start.
+type startID struct {
+	name string
+	boot uint64
+}
+
+// peer is another start. Its fields are guarded by Limiter.mu; heard is atomic.
 type peer struct {
-	name  string // "" is a free slot
-	boot  uint64
-	past  [4]uint64 // boots that ended; their late reports are dropped
-	life  uint32    // grows with every boot and every reuse of the slot
-	epoch uint32    // grows with every return from silence
-	heard *atomic.Int64
-	seen  bool
+	startID        // name "" is a free slot
+	life    uint32 // grows with every reuse of the slot
+	epoch   uint32 // grows with every return from silence
+	heard   *atomic.Int64
+	seen    bool
+}
+
+// ended are starts of one name that count no more.
+type ended struct {
+	boots [8]uint64
+	at    time.Duration // of the last
 }
 
 // membership is one immutable view of the cluster. A new one replaces it when a
-// node comes, goes silent, returns or leaves.
+// start comes, goes silent, returns or leaves.
 type membership struct {
 	known    int     // nodes counted, this one included
 	visible  int     // of these, heard within a second, this one included
+	starts   int     // starts heard within a second, or nodes known, if more
 	part     float64 // visible / known
 	audience uint32  // grows when somebody comes who has heard nothing
 	peers    []member
@@ -48,29 +83,23 @@ func (m *membership) share(e *entry) float64 {
 	return m.part
 }
 
-// theta is how much a node may leave unsent: its part of εB, or of what is in
+// theta is how much a start may leave unsent: its part of εB, or of what is in
 // the bucket, when that is far from empty.
 func (m *membership) theta(e *entry) float64 {
-	return math.Max(1, math.Max(epsilon*e.burst, e.level/4)/float64(m.known))
+	return math.Max(1, math.Max(epsilon*e.burst, e.level/4)/float64(m.starts))
 }
 
 // arrive finds or makes the peer of a message, and says whether the message
 // counts. The caller holds l.mu.
-func (l *Limiter) arrive(sender string, boot uint64, now time.Duration) (int32, bool) {
-	i, ok := l.names[sender]
+func (l *Limiter) arrive(id startID, now time.Duration) (int32, bool) {
+	i, ok := l.slots[id]
 	if !ok {
-		return l.welcome(sender, boot, now)
-	}
-	p := &l.peers[i]
-	if p.boot != boot {
-		if slices.Contains(p.past[:], boot) {
+		if e := l.ended[id.name]; e != nil && slices.Contains(e.boots[:], id.boot) {
 			return 0, false
 		}
-		copy(p.past[1:], p.past[:])
-		p.past[0], p.boot = p.boot, boot
-		p.life++
-		p.seen = false
+		return l.welcome(id, now)
 	}
+	p := &l.peers[i]
 	p.heard.Store(int64(now))
 	if !p.seen {
 		p.seen = true
@@ -81,8 +110,9 @@ func (l *Limiter) arrive(sender string, boot uint64, now time.Duration) (int32, 
 	return i, true
 }
 
-// welcome makes the peer of a sender that nobody knew.
-func (l *Limiter) welcome(sender string, boot uint64, now time.Duration) (int32, bool) {
+// welcome makes the peer of a start that nobody knew.
+func (l *Limiter) welcome(id startID, now time.Duration) (int32, bool) {
+	l.crowd(id.name, now)
 	i := slices.IndexFunc(l.peers, func(p peer) bool { return p.name == "" })
 	if i < 0 {
 		if len(l.peers) >= maxPeers {
@@ -92,12 +122,28 @@ func (l *Limiter) welcome(sender string, boot uint64, now time.Duration) (int32,
 		l.peers = append(l.peers, peer{})
 	}
 	p := &l.peers[i]
-	*p = peer{name: sender, boot: boot, life: p.life + 1, heard: new(atomic.Int64), seen: true}
+	*p = peer{startID: id, life: p.life + 1, heard: new(atomic.Int64), seen: true}
 	p.heard.Store(int64(now))
-	l.names[sender] = int32(i)
+	l.slots[id] = int32(i)
 	l.audience++
 	l.remember()
 	return int32(i), true
+}
+
+// crowd makes room for one more start of a name.
+func (l *Limiter) crowd(name string, now time.Duration) {
+	count, oldest := 0, -1
+	for i := range l.peers {
+		if l.peers[i].name != name {
+			continue
+		}
+		if count++; oldest < 0 || l.peers[i].heard.Load() < l.peers[oldest].heard.Load() {
+			oldest = i
+		}
+	}
+	if count >= maxStarts {
+		l.part(&l.peers[oldest], now)
+	}
 }
 
 // lose marks the peers that fell silent, and forgets those silent for so long
@@ -114,8 +160,13 @@ func (l *Limiter) lose(now time.Duration) {
 			p.seen, changed = false, true
 		}
 		if quiet >= l.config.ForgetAfter {
-			l.part(p)
+			l.part(p, now)
 			changed = true
+		}
+	}
+	for name, e := range l.ended {
+		if now-e.at >= l.config.ForgetAfter {
+			delete(l.ended, name)
 		}
 	}
 	if changed {
@@ -125,18 +176,23 @@ func (l *Limiter) lose(now time.Duration) {
 
 // remember publishes the peers as a new membership. The caller holds l.mu.
 func (l *Limiter) remember() {
-	m := &membership{known: 1, visible: 1, audience: l.audience, peers: make([]member, len(l.peers))}
+	m := &membership{audience: l.audience, peers: make([]member, len(l.peers))}
+	known, visible := map[string]bool{l.config.Node: true}, map[string]bool{l.config.Node: true}
+	m.starts = 1
 	for i := range l.peers {
 		p := &l.peers[i]
 		seen := p.seen && p.name != ""
 		m.peers[i] = member{name: p.name, life: p.life, epoch: p.epoch, visible: seen, heard: p.heard}
 		if p.name != "" {
-			m.known++
+			known[p.name] = true
 		}
 		if seen {
-			m.visible++
+			visible[p.name] = true
+			m.starts++
 		}
 	}
+	m.known, m.visible = len(known), len(visible)
+	m.starts = max(m.starts, m.known)
 	m.part = float64(m.visible) / float64(m.known)
 	l.members.Store(m)
 }
@@ -147,15 +203,34 @@ func (l *Limiter) remember() {
 func (l *Limiter) Forget(node string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if i, ok := l.names[node]; ok {
-		l.part(&l.peers[i])
+	for i := range l.peers {
+		if p := &l.peers[i]; p.name == node && node != "" {
+			l.part(p, time.Duration(p.heard.Load()))
+		}
+	}
+	l.remember()
+}
+
+// leave takes one start out, since it has said or is known to have ended.
+func (l *Limiter) leave(id startID, now time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if i, ok := l.slots[id]; ok {
+		l.part(&l.peers[i], now)
 		l.remember()
 	}
 }
 
 // part frees a peer's slot. The caller holds l.mu.
-func (l *Limiter) part(p *peer) {
-	delete(l.names, p.name)
+func (l *Limiter) part(p *peer, now time.Duration) {
+	e := l.ended[p.name]
+	if e == nil {
+		e = &ended{}
+		l.ended[p.name] = e
+	}
+	copy(e.boots[1:], e.boots[:])
+	e.boots[0], e.at = p.boot, now
+	delete(l.slots, p.startID)
 	p.name = ""
 	p.life++
 }

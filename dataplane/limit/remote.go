@@ -101,7 +101,7 @@ func (e *entry) recount(m *membership, now time.Duration) {
 func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 	e.refresh(m, now)
 	p := &m.peers[peer]
-	i, found := slices.BinarySearchFunc(e.remotes, peer, func(r remote, p int32) int { return int(r.peer - p) })
+	i, found := e.place(peer)
 	if !found {
 		e.remotes = slices.Insert(e.remotes, i, remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep})
 		e.others += rep.demand
@@ -129,6 +129,11 @@ func (e *entry) hear(m *membership, peer int32, rep report, now time.Duration) {
 	}
 	e.others = math.Max(0, e.others+rep.demand-r.demand)
 	*r = remote{peer: peer, life: p.life, epoch: p.epoch, at: now, admit: e.admit, report: rep}
+}
+
+// place is where a peer's report stands among the remotes, or would.
+func (e *entry) place(peer int32) (int, bool) {
+	return slices.BinarySearchFunc(e.remotes, peer, func(r remote, p int32) int { return int(r.peer - p) })
 }
 
 // adopt takes a count that this bucket has not followed from its start. A young
@@ -160,8 +165,8 @@ func (e *entry) agree(m *membership, r *remote, rep report, now time.Duration) {
 		gain = 2
 	}
 	theirs := e.burst - rep.missing - e.unsent()
-	most := drift * e.rate * (now - r.at).Seconds() / float64(m.known)
-	e.level += math.Min((theirs-e.level)/float64(gain*m.known), most)
+	most := drift * e.rate * (now - r.at).Seconds() / float64(m.starts)
+	e.level += math.Min((theirs-e.level)/float64(gain*m.starts), most)
 	e.clamp()
 }
 

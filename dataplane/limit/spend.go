@@ -147,7 +147,7 @@ func (l *Limiter) settle(s *shard, e *entry, i int32, m *membership, cost int64,
 		return
 	}
 	s.mark(e, i)
-	if granted && !e.urgent && m.known > 1 && e.unsent() >= m.theta(e) {
+	if granted && !e.urgent && m.starts > 1 && e.unsent() >= m.theta(e) {
 		s.hurry(e, i)
 		if !l.urgent.Swap(true) {
 			select {

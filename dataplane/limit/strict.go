@@ -173,7 +173,7 @@ func (l *Limiter) Owner(k Key) string {
 	best, weight := l.config.Node, rendezvous(l.config.Node, k)
 	for i := range m.peers {
 		p := &m.peers[i]
-		if !p.visible {
+		if !p.visible || p.name == l.config.Node {
 			continue
 		}
 		if w := rendezvous(p.name, k); w > weight || w == weight && p.name > best {
