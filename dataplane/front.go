@@ -83,12 +83,17 @@ func (n *Node) Sockets() (map[string]*os.File, error) { return n.listeners.Files
 // sockets, by name. The caller closes it.
 func (n *Node) Packets() (map[string]*os.File, error) { return n.listeners.Packets() }
 
+// LimitsForSuccessor returns what a process that takes over gets the limits'
+// buckets from. The caller closes it.
+func (n *Node) LimitsForSuccessor() (*os.File, error) { return n.kin.offer() }
+
 // HandOver ends Run because another process serves the same sockets from now on:
 // this one accepts no more, and lets its connections go with their next answers.
 func (n *Node) HandOver() {
 	n.draining.Store(true)
 	// The probes of two processes on one socket would contradict each other.
 	n.closeMetrics()
+	n.kin.yield()
 	n.listeners.HandOver()
 }
 

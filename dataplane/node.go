@@ -68,6 +68,9 @@ type Config struct {
 	// Packets is what Node.Packets returned in the process that this one succeeds;
 	// nil for none. New takes it over.
 	Packets map[string]*os.File
+	// Limits is what Node.LimitsForSuccessor returned there; nil for none. New takes
+	// it over.
+	Limits *os.File
 	// Metrics serves /metrics, /readyz and /livez; may be nil.
 	Metrics net.Listener
 	// Bus overrides where the control plane says that the bus is.
@@ -96,6 +99,7 @@ type Node struct {
 	revocations *revocation.Set
 	freshness   *revocation.Freshness
 	limiter     *limit.Limiter
+	kin         *kin
 	pool        *upstream.Pool
 	gateway     *gateway.Gateway
 	decisions   *gateway.Decisions
@@ -164,8 +168,12 @@ func (n *Node) assemble(ctx context.Context) error {
 	n.wire = newWire(n)
 	n.limiter = limit.New(limit.Config{
 		Node: n.cfg.Name, Boot: n.boot, AskOwner: n.wire.ask,
-		Publish: func(m *busv1.Spent) error { return n.wire.publish(bus.Spent, m) },
+		Publish: func(m *busv1.Spent) error {
+			n.kin.publish(m)
+			return n.wire.publish(bus.Spent, m)
+		},
 	})
+	n.kin = newKin(n)
 	n.pool = upstream.NewPool(upstream.Config{TLS: upstreamTLS, Zone: n.cfg.Zone, AffinityKey: affinityKey(n.live), Log: n.cfg.Log})
 	n.decisions = gateway.NewDecisions(n.cfg.Name)
 	if n.cfg.AccessLog != nil {
@@ -288,10 +296,16 @@ func (n *Node) Run(ctx context.Context) error {
 	parts, inner := errgroup.WithContext(inner)
 	run := []func(context.Context) error{
 		n.follower.Run, n.wire.Run, n.limiter.Run, n.gateway.Run, n.renewer(n.cfg.identityDir()).Run, n.serveMetrics, n.revocations.Run,
-		n.pool.Run, n.tellCondition, n.overload.Run,
+		n.pool.Run, n.tellCondition, n.overload.Run, n.kin.run,
 	}
 	if n.access != nil {
 		run = append(run, n.access.Run)
+	}
+	if n.cfg.Limits != nil {
+		// Before the first request: it must find what was spent already.
+		if err := n.kin.take(n.cfg.Limits); err != nil {
+			n.cfg.Log.Warn("this process begins with fresh limits", "error", err)
+		}
 	}
 	for _, one := range run {
 		parts.Go(func() error { return one(inner) })

@@ -135,6 +135,9 @@ func (w *wire) subscribe(b bus.Bus) error {
 		return err
 	}
 	_, err := b.Answer(bus.AskOf(n.cfg.Name), func(req proto.Message) proto.Message {
+		if !n.kin.charged.Load() {
+			return nil // another process of this node answers
+		}
 		// A nil *Answer in a proto.Message would not be nil.
 		if answer := n.limiter.Answer(req.(*busv1.Ask), time.Now()); answer != nil {
 			return answer

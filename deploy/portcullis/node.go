@@ -127,7 +127,7 @@ func runDataplane(cmd *cobra.Command, cfg dataplane.Config, f *nodeFlags) (err e
 		return err
 	}
 	defer func() { err = errors.Join(err, stopDebug()) }()
-	cfg.Listeners, cfg.Metrics, cfg.Packets = s.clients, s.metrics, s.packets
+	cfg.Listeners, cfg.Metrics, cfg.Packets, cfg.Limits = s.clients, s.metrics, s.packets, given.take(limitsPipe)
 	if err := limitMemory(log); err != nil {
 		return err
 	}
@@ -182,6 +182,12 @@ func successorFiles(node *dataplane.Node, s *sockets, log *slog.Logger) (map[str
 		log.Warn("the successor does not take over HTTP/3's connections", "error", err)
 	}
 	maps.Copy(files, packets)
+	limits, err := node.LimitsForSuccessor()
+	if err != nil {
+		log.Warn("the successor begins with fresh limits", "error", err)
+	} else {
+		files[limitsPipe] = limits
+	}
 	return files, nil
 }
 

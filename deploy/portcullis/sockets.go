@@ -21,9 +21,11 @@ const (
 	firstPassed = 3
 	// successionEnv is set for a successor: names joined by ':'.
 	successionEnv = "PORTCULLIS_SUCCESSION"
-	// readyPipe and lockFile are passed to a successor beside the sockets.
+	// readyPipe, lockFile and limitsPipe are passed to a successor beside the sockets.
 	readyPipe = "#ready"
 	lockFile  = "#lock"
+	// limitsPipe brings a successor what was spent.
+	limitsPipe = "#limits"
 	// metricsSocket is the name of the socket for metrics and probes, debugSocket
 	// that of the one for profiles.
 	metricsSocket = "metrics"
@@ -161,7 +163,7 @@ func duplicateSocket(ln *net.TCPListener) (file *os.File, err error) {
 func (p *passed) left() error {
 	var names []string
 	for name := range p.files {
-		if name != readyPipe && name != lockFile {
+		if name != readyPipe && name != lockFile && name != limitsPipe {
 			names = append(names, strconv.Quote(name))
 		}
 	}

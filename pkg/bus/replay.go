@@ -10,8 +10,9 @@ const (
 	// windowSize is how many sequence numbers a message may arrive late.
 	windowSize = 4096
 	// quiet is how long the newest start of a sender must have been silent before
-	// an older one is heard: a member whose wall clock was set back between two
-	// starts is locked out no longer than this.
+	// an older one is first heard: a member whose wall clock was set back between two
+	// starts is locked out no longer than this. One that was heard before goes on: it
+	// may be handing over, and its window knows what it has said.
 	quiet = 5 * time.Second
 	// How much is remembered. What is forgotten could be repeated once.
 	maxBoots   = 4
@@ -37,14 +38,18 @@ type window struct {
 func (r *replays) fresh(sender string, boot, sequence uint64, now time.Time) bool {
 	windows := r.senders[sender]
 	var w *window
+	superseded := false
 	for _, o := range windows {
 		if o.boot == boot {
 			w = o
 		} else if o.boot > boot && now.Sub(o.last) < quiet {
-			return false
+			superseded = true
 		}
 	}
 	if w == nil {
+		if superseded {
+			return false
+		}
 		if windows == nil {
 			r.makeRoom()
 		}
