@@ -37,12 +37,12 @@ func (g *generations) life(sockets map[string]net.Listener, packets map[string]*
 	g.t.Helper()
 	g.made++
 	name := fmt.Sprint(g.made)
-	three := http3.New(http3.Config{Drain: patience, Handle: func(e *exchange.Exchange) *exchange.Response {
+	three := http3.New(http3.Config{Handle: func(e *exchange.Exchange) *exchange.Response {
 		if e.Request.Path == "/long" {
 			return &exchange.Response{Status: 200, Body: exchange.Body{Reader: io.NopCloser(&pieces{g.pieces, name}), Length: -1}}
 		}
 		return &exchange.Response{Status: 200, Body: exchange.Body{Reader: io.NopCloser(strings.NewReader(name)), Length: int64(len(name))}}
-	}})
+	}}, patience)
 	r := startOn(g.t, Config{HTTP3: three, Packets: packets}, sockets)
 	l := https(nil, "shop")
 	l.Http3 = true
