@@ -23,7 +23,7 @@ build: ## Build the one binary into bin/
 test: ## Run the unit, conformance and cluster tests with the race detector (under 4 minutes)
 	go test -race -timeout 6m ./...
 	@# Allocations are counted without the detector, which makes some.
-	go test -run 'AllocatesNothing$$' ./dataplane/gateway
+	go test -run 'AllocatesNothing$$' ./dataplane/gateway ./dataplane/http2
 
 slow: ## Run the tests that take long: external etcd and NATS clusters, faults, processes
 	go test -tags slow -timeout 20m -p 1 -run '^TestSlow' ./...

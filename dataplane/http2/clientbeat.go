@@ -32,7 +32,7 @@ var (
 type vigilance struct {
 	timer *time.Timer
 	since time.Duration // the connection is busy, or idle, since then
-	asked bool          // a PING is not answered yet
+	asked time.Duration // when a PING was sent; 0: it is answered, as by anything else
 	pings int           // since the last HEADERS or DATA
 }
 
@@ -52,7 +52,7 @@ func (c *ClientConn) look() {
 			c.stopLocked(errIdle)
 			return
 		}
-		b.asked = false
+		b.asked = 0
 		b.timer.Reset(min(left, silence))
 		return
 	}
@@ -60,17 +60,17 @@ func (c *ClientConn) look() {
 	if b.pings >= fewPings {
 		limit = rareSilence
 	}
-	silent := now - max(b.since, time.Duration(c.heard.Load()))
+	heard := max(b.since, time.Duration(c.heard.Load()))
+	silent := now - heard
 	switch {
-	case b.asked && silent >= pingTimeout:
+	case b.asked > heard && now-b.asked >= pingTimeout:
 		c.cutLocked(errSilent)
 	case silent >= limit:
-		b.asked = true
+		b.asked = now
 		b.pings++
 		c.pingLocked(beatPing)
 		b.timer.Reset(pingTimeout)
 	default:
-		b.asked = false
 		b.timer.Reset(min(limit-silent, silence, c.config.Idle))
 	}
 }

@@ -170,7 +170,11 @@ func (f *front) dialSilent() *raw {
 	}
 	c.SetDeadline(time.Now().Add(patience))
 	f.t.Cleanup(func() { c.Close() })
-	r := &raw{Conn: c, Framer: h2.NewFramer(c, c), t: f.t}
+	return rawOver(f.t, c)
+}
+
+func rawOver(t testing.TB, c net.Conn) *raw {
+	r := &raw{Conn: c, Framer: h2.NewFramer(c, c), t: t}
 	r.AllowIllegalWrites = true
 	r.AllowIllegalReads = true
 	r.encoder = hpack.NewEncoder(&r.block)
