@@ -45,14 +45,6 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 	if err != nil {
 		return nil, err
 	}
-	// A name taken is refused: to put another key there would end the first one
-	// unasked. Two who take the same name at once: the later wins.
-	switch _, err := s.Store.GetCredential(ctx, workspace, name); {
-	case err == nil:
-		return nil, fmt.Errorf("key %s/%s: %w: revoke it first, or choose another name", workspace, name, store.ErrExists)
-	case !errors.Is(err, store.ErrNotFound) && !errors.Is(err, store.ErrInvalid):
-		return nil, err
-	}
 	secret, sum, hint, err := credential.Generate()
 	if err != nil {
 		return nil, err
@@ -79,7 +71,12 @@ func (s *Service) CreateKey(ctx context.Context, req *adminv1.CreateKeyRequest) 
 	if err := config.CheckCredential(current, resource); err != nil {
 		return nil, err
 	}
-	version, err := s.Store.PutCredential(ctx, resource, store.Meta{Author: operator.Name, Reason: "create key", Time: now})
+	// A name taken is refused: to put another key there would end the first one
+	// unasked.
+	version, err := s.Store.CreateCredential(ctx, resource, store.Meta{Author: operator.Name, Reason: "create key", Time: now})
+	if errors.Is(err, store.ErrExists) {
+		return nil, fmt.Errorf("key %s/%s: %w: revoke it first, or choose another name", workspace, name, store.ErrExists)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -11,14 +11,23 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
+// CreateCredential implements Store.
+func (s *Etcd) CreateCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error) {
+	return s.setCredential(ctx, r, meta, true)
+}
+
 // PutCredential implements Store.
 func (s *Etcd) PutCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error) {
+	return s.setCredential(ctx, r, meta, false)
+}
+
+func (s *Etcd) setCredential(ctx context.Context, r *configv1.Resource, meta Meta, fresh bool) (config.Version, error) {
 	k, app, err := credentialKeys(r)
 	if err != nil {
 		return config.Version{}, err
 	}
 	return again(ctx, func() (config.Version, error) {
-		v, _, err := s.writeCredential(ctx, k, &app, r, meta)
+		v, _, err := s.writeCredential(ctx, k, &app, r, fresh, meta)
 		return v, err
 	})
 }
@@ -44,16 +53,16 @@ func (s *Etcd) DeleteCredential(ctx context.Context, workspace, name string, met
 	}
 	var was *configv1.Resource
 	v, err := again(ctx, func() (v config.Version, err error) {
-		v, was, err = s.writeCredential(ctx, k, nil, nil, meta)
+		v, was, err = s.writeCredential(ctx, k, nil, nil, false, meta)
 		return v, err
 	})
 	return v, was, err
 }
 
 // writeCredential puts one credential, or deletes it when after is nil. It is
-// conditional on that credential and, when app is set, on the Application being
-// there; on nothing else.
-func (s *Etcd) writeCredential(ctx context.Context, k config.Key, app *config.Key, after *configv1.Resource, meta Meta) (config.Version, *configv1.Resource, error) {
+// conditional on that credential, which must not be there yet when it is to be
+// fresh, and, when app is set, on the Application being there; on nothing else.
+func (s *Etcd) writeCredential(ctx context.Context, k config.Key, app *config.Key, after *configv1.Resource, fresh bool, meta Meta) (config.Version, *configv1.Resource, error) {
 	var none config.Version
 	m, err := s.settled(ctx)
 	if err != nil {
@@ -72,10 +81,12 @@ func (s *Etcd) writeCredential(ctx context.Context, k config.Key, app *config.Ke
 	if err != nil {
 		return none, nil, err
 	}
-	if len(d.edits) == 0 {
-		if after == nil {
-			return none, nil, fmt.Errorf("%w: %s", ErrNotFound, k)
-		}
+	switch {
+	case fresh && (len(d.edits) == 0 || len(d.edits[0].Before) > 0):
+		return none, nil, fmt.Errorf("%w: %s", ErrExists, k)
+	case len(d.edits) == 0 && after == nil:
+		return none, nil, fmt.Errorf("%w: %s", ErrNotFound, k)
+	case len(d.edits) == 0:
 		return s.version(m.tip), after, nil
 	}
 	before, err := s.codec.decode(k, d.edits[0].Before)

@@ -12,8 +12,17 @@ import (
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
+// CreateCredential implements Store.
+func (s *Memory) CreateCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error) {
+	return s.setCredential(ctx, r, meta, true)
+}
+
 // PutCredential implements Store.
 func (s *Memory) PutCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error) {
+	return s.setCredential(ctx, r, meta, false)
+}
+
+func (s *Memory) setCredential(ctx context.Context, r *configv1.Resource, meta Meta, fresh bool) (config.Version, error) {
 	k, app, err := credentialKeys(r)
 	if err != nil {
 		return config.Version{}, err
@@ -22,8 +31,11 @@ func (s *Memory) PutCredential(ctx context.Context, r *configv1.Resource, meta M
 		return config.Version{}, err
 	}
 	defer s.mu.Unlock()
-	if s.stored[app] == nil {
+	switch {
+	case s.stored[app] == nil:
 		return config.Version{}, fmt.Errorf("%w: %s", ErrNotFound, app)
+	case fresh && s.stored[k] != nil:
+		return config.Version{}, fmt.Errorf("%w: %s", ErrExists, k)
 	}
 	return s.write(wanted{keys: []config.Key{k}, after: map[config.Key]*configv1.Resource{k: r}}, meta), nil
 }

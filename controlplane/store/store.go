@@ -65,6 +65,9 @@ type Store interface {
 	// the version is the current one and nothing is written.
 	Apply(ctx context.Context, at config.Version, change *adminv1.Change, meta Meta) (config.Version, error)
 
+	// CreateCredential creates a credential: of several callers with one name one
+	// does, and the others get ErrExists. Its Application must exist (ErrNotFound).
+	CreateCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error)
 	// PutCredential creates or replaces a credential. Its Application must exist
 	// (ErrNotFound). It conflicts with no other write.
 	PutCredential(ctx context.Context, r *configv1.Resource, meta Meta) (config.Version, error)

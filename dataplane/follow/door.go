@@ -1,6 +1,7 @@
 package follow
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -93,18 +94,20 @@ func (d *door) check(a *assembly) (in admitted, err error) {
 	if a.unread != nil {
 		return in, a.unread
 	}
-	if err := understood(a.upserts); err != nil {
-		return in, err
+	for _, r := range a.upserts {
+		if r == nil {
+			return in, fmt.Errorf("%w: an empty resource", errBroken)
+		}
 	}
 	in = admitted{next: Next{Version: a.version}, digest: a.digest, signature: a.signature}
 	if a.full() {
-		in.next.Checked, err = config.Check(a.upserts)
+		in.next.Checked, _, err = config.Checked{}.Apply(config.Delta{Upserts: a.upserts, Owned: true})
 		in.next.Affected = config.Affected{All: true}
 	} else {
-		in.next.Checked, in.next.Affected, err = d.held.checked.Apply(config.Delta{Upserts: a.upserts, Deletes: a.deletes})
+		in.next.Checked, in.next.Affected, err = d.held.checked.Apply(config.Delta{Upserts: a.upserts, Deletes: a.deletes, Owned: true})
 	}
 	if err != nil {
-		return in, err
+		return in, cmp.Or(understood(a.upserts), err)
 	}
 	digest, err := d.credentialsAfter(a, &in)
 	if err != nil {
@@ -203,14 +206,11 @@ func (d *door) digest() []byte {
 	return sum[:]
 }
 
-// understood refuses resources with fields that this binary does not know: they
-// may be what makes a route safe.
+// understood says of resources that were refused which have fields that this binary
+// does not know: they may be what makes a route safe. Check refuses every one.
 func understood(resources []*configv1.Resource) error {
 	var problems config.Problems
 	for _, r := range resources {
-		if r == nil {
-			return fmt.Errorf("%w: an empty resource", errBroken)
-		}
 		if path, ok := unknownField(r.ProtoReflect()); ok {
 			problems = append(problems, &config.Problem{
 				Key: config.KeyOf(r), Path: path,

@@ -38,7 +38,7 @@ func (r *report) local(res *configv1.Resource, size int) {
 		r.fail("", "is %d bytes long: expected at most %d", size, MaxDocument)
 		return
 	}
-	if !Understood(res) && !r.understood(res.ProtoReflect(), "") {
+	if !understood(res.ProtoReflect()) && !r.understood(res.ProtoReflect(), "") {
 		return
 	}
 	r.metadata(res.GetMetadata())
@@ -70,11 +70,8 @@ func (r *report) local(res *configv1.Resource, size int) {
 	}
 }
 
-// Understood reports whether this release knows every field and every enumerated
-// value of a resource. A node that dropped an unknown field could serve a route
-// without its policy.
-func Understood(r *configv1.Resource) bool { return understood(r.ProtoReflect()) }
-
+// understood reports whether this release knows every field and every enumerated
+// value of a message.
 func understood(m protoreflect.Message) bool {
 	if len(m.GetUnknown()) > 0 {
 		return false

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -46,6 +48,38 @@ func testCredentials(t *testing.T, s store.Store) {
 	}
 	if _, err := s.GetCredential(ctx, "w", "k"); !errors.Is(err, store.ErrNotFound) {
 		t.Errorf("GetCredential of a deleted one: %v, want ErrNotFound", err)
+	}
+}
+
+// testCredentialCreation has many create one name at once, over and over.
+func testCredentialCreation(t *testing.T, s store.Store) {
+	ctx := within(t)
+	if _, err := s.CreateCredential(ctx, Credential("w", "k", "app", 1), by); !errors.Is(err, store.ErrNotFound) {
+		t.Errorf("CreateCredential without its Application: %v, want ErrNotFound", err)
+	}
+	apply(t, s, Upserts(Application("w", "app")))
+	for round := range 5 {
+		const callers = 8
+		var wg sync.WaitGroup
+		errs := make([]error, callers)
+		for i := range callers {
+			wg.Go(func() { _, errs[i] = s.CreateCredential(ctx, Credential("w", "k", "app", byte(round), byte(i)), by) })
+		}
+		wg.Wait()
+		winner := slices.Index(errs, nil)
+		for i, err := range errs {
+			if i != winner && !errors.Is(err, store.ErrExists) {
+				t.Fatalf("caller %d beside %d: %v, want ErrExists", i, winner, err)
+			}
+		}
+		// The winner's own again is one that exists, too.
+		want := Credential("w", "k", "app", byte(round), byte(winner))
+		if _, err := s.CreateCredential(ctx, want, by); !errors.Is(err, store.ErrExists) {
+			t.Errorf("the same again: %v, want ErrExists", err)
+		}
+		if _, was, err := s.DeleteCredential(ctx, "w", "k", by); err != nil || !proto.Equal(was, want) {
+			t.Fatalf("stored %v, %v; want %v", was, err, want)
+		}
 	}
 }
 

@@ -37,6 +37,7 @@ func Run(t *testing.T, open func(t *testing.T) store.Store) {
 		{"Ownership", testOwnership},
 		{"LargeBatch", testLargeBatch},
 		{"Credentials", testCredentials},
+		{"CredentialCreation", testCredentialCreation},
 		{"CredentialPages", testCredentialPages},
 		{"Revocations", testRevocations},
 		{"Watch", testWatch},
