@@ -22,6 +22,10 @@ func experiments(stored int) []experiment {
 		{"one-of-100k", []target{
 			{"one changed route of 100,000: processor time, message to swap", below, 20e-3, seconds},
 		}, measureOneOf100k},
+		{"many-of-10k", []target{
+			{"100 changed routes of 10,000: processor time, message to swap", below, 15e-3, seconds},
+			{"10,000 changed routes of 10,000: processor time, message to swap", below, 150e-3, seconds},
+		}, measureManyChanged},
 		{"apply", []target{
 			{"apply to enforced on 3 nodes, p50", below, 20e-3, seconds},
 			{"apply to enforced on 3 nodes, p99", below, 100e-3, seconds},
