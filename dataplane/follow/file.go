@@ -23,8 +23,10 @@ import (
 // Each chunk is sealed for its version and its place, so that none can be left
 // out, doubled, moved or taken from another file; the last one says that it is.
 const (
-	magic      = "PCLKG\x00\x00\x01"
-	chunkBytes = 1 << 20
+	magic = "PCLKG\x00\x00\x01"
+	// chunkBytes is about the size of a chunk: one is encoded and sealed without a
+	// break, and should keep no request waiting.
+	chunkBytes = 128 << 10
 )
 
 func chunkAAD(v config.Version, chunk uint32) []byte {

@@ -15,6 +15,7 @@ func (s *stage) commit(version config.Version) error {
 		return err
 	}
 	for key, compiled := range s.routes {
+		s.pause()
 		if compiled != nil {
 			compiled.counters = g.cfg.Counters.Route(key.Workspace, key.Name)
 		}
@@ -54,6 +55,7 @@ func (s *stage) table() (route.Table[*target], error) {
 	}
 	batch := before.Edit()
 	for key, compiled := range s.routes {
+		s.pause()
 		if old := s.g.compiled.routes[key]; old != nil && !s.all {
 			for _, p := range old.patterns {
 				batch.Delete(p)

@@ -40,6 +40,15 @@ type stage struct {
 	// keys are the newest ones of live issuers that do not change themselves.
 	keys     map[*token.Issuer]*configv1.KeySet
 	problems config.Problems
+	steps    int
+}
+
+// pause is called once for each route that is worked on: requests run in between,
+// since a node may have but one processor.
+func (s *stage) pause() {
+	if s.steps++; s.steps%16 == 0 {
+		runtime.Gosched()
+	}
 }
 
 // Apply implements follow.Applier: it compiles what changed, off the request
@@ -93,11 +102,8 @@ func (s *stage) compile(affected config.Affected) {
 	if len(s.problems) > 0 {
 		return
 	}
-	for i, key := range affected.Routes {
-		if i%16 == 15 {
-			// Requests run in between: a node may have but one processor.
-			runtime.Gosched()
-		}
+	for _, key := range affected.Routes {
+		s.pause()
 		s.routes[key] = nil
 		if resource, ok := s.checked.Get(key); ok {
 			compiled, err := s.route(key, resource.GetRoute())

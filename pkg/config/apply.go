@@ -147,10 +147,12 @@ func (a *application) decide(d Delta) {
 		}
 		a.puts = append(a.puts, draft{key, res, digest, size, old})
 	}
+	deleted := make(map[Key]bool, len(d.Deletes))
 	for _, k := range d.Deletes {
 		if seen[k] {
 			a.fail(k, "", "is put and deleted by the same change: expected one of them")
-		} else if old, ok := a.docs.get(k); ok {
+		} else if old, ok := a.docs.get(k); ok && !deleted[k] {
+			deleted[k] = true
 			a.gone = append(a.gone, old)
 		}
 	}
@@ -158,9 +160,6 @@ func (a *application) decide(d Delta) {
 
 func (a *application) remove() {
 	for _, old := range a.gone {
-		if _, twice := a.changed[*old.self.Key]; twice {
-			continue
-		}
 		a.unlink(old, nil)
 		a.docs.remove(a.x, *old.self.Key)
 		xor(&a.digest, old.digest)
@@ -237,16 +236,25 @@ func (a *application) unlink(old, e *entry) {
 // and what is affected.
 func (a *application) spread() Affected {
 	var out Affected
-	a.recheck = map[Key]*entry{}
+	a.recheck = make(map[Key]*entry, len(a.changed))
 	queue := make([]Key, 0, len(a.changed))
 	existed := a.changed
-	for k, e := range a.changed {
-		if e != nil {
+	change := func(k Key) {
+		if e := a.changed[k]; e != nil {
 			a.recheck[k] = e
 		}
 		out.add(k)
 		queue = append(queue, k)
 	}
+	for i := range a.puts {
+		change(a.puts[i].key)
+	}
+	for _, old := range a.gone {
+		change(*old.self.Key)
+	}
+	// What comes sorted is found in that order, so that sorting it costs little.
+	slices.Reverse(queue)
+	var routes []Key
 	visited := make(map[Key]bool, len(queue))
 	for len(queue) > 0 {
 		k := queue[len(queue)-1]
@@ -254,7 +262,11 @@ func (a *application) spread() Affected {
 		if visited[k] {
 			continue
 		}
+		a.turn.next()
 		visited[k] = true
+		if k.Kind == KindRoute {
+			routes = append(routes, k)
+		}
 		users, _ := a.users.get(k)
 		for user := range users.all() {
 			a.again(*user.Key)
@@ -274,11 +286,7 @@ func (a *application) spread() Affected {
 			a.workspace(k, existed, &queue)
 		}
 	}
-	for k := range visited {
-		if k.Kind == KindRoute && !(out.All && a.unchanged(k)) {
-			out.Routes = append(out.Routes, k)
-		}
-	}
+	out.Routes = slices.DeleteFunc(routes, func(k Key) bool { return out.All && a.unchanged(k) })
 	out.sort()
 	return out
 }
