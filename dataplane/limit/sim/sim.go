@@ -6,7 +6,10 @@
 package sim
 
 import (
+	"bytes"
+	"cmp"
 	"container/heap"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -39,6 +42,10 @@ type Config struct {
 	Cut       int
 	// Crash stops node 0 without a word; at the span's end it starts anew.
 	Crash Span
+	// HandOver replaces node 0 while it runs: at the span's start the last node, which
+	// was not there, starts as its successor, and gets a part of the requests beside
+	// it; at the end node 0 leaves.
+	HandOver Span
 	// Warm is how long from the start the worst second does not look; default 0:
 	// it sees the burst, too.
 	Warm time.Duration
@@ -81,6 +88,8 @@ const (
 	delivery
 	crash
 	rejoin
+	succeed
+	depart
 	shifting
 )
 
@@ -150,12 +159,20 @@ func Run(c Config) Result {
 	r.nodes = make([]node, r.Nodes)
 	r.result.PerSecond = make([]int, int(r.Duration/time.Second)+1)
 	for i := range r.nodes {
-		r.start(i)
+		if i == r.Nodes-1 && r.HandOver.Until > 0 {
+			r.nodes[i] = node{name: r.nodes[0].name, life: r.nodes[0].life, down: true}
+		} else {
+			r.start(i)
+		}
 		r.plan(event{at: r.gap(i), kind: arrival, node: i})
 	}
 	if r.Crash.Until > r.Crash.From {
 		r.plan(event{at: r.Crash.From, kind: crash})
 		r.plan(event{at: r.Crash.Until, kind: rejoin})
+	}
+	if r.HandOver.Until > 0 {
+		r.plan(event{at: r.HandOver.From, kind: succeed, node: r.Nodes - 1})
+		r.plan(event{at: r.HandOver.Until, kind: depart})
 	}
 	if r.Shift > 0 {
 		r.plan(event{at: r.Shift, kind: shifting})
@@ -203,7 +220,7 @@ func (r *run) plan(e event) {
 // start gives node i a new limiter, as a process that starts.
 func (r *run) start(i int) {
 	n := &r.nodes[i]
-	n.name = fmt.Sprintf("node-%d", i)
+	n.name = cmp.Or(n.name, fmt.Sprintf("node-%d", i))
 	n.life++
 	n.down = false
 	n.limiter = limit.New(limit.Config{
@@ -282,6 +299,15 @@ func (r *run) handle(e event, m *meter) {
 		n.down = true
 	case rejoin:
 		r.start(e.node)
+	case succeed:
+		r.start(e.node)
+		var state bytes.Buffer
+		if err := errors.Join(r.nodes[0].limiter.WriteState(&state, epoch.Add(r.now)), n.limiter.ReadState(&state, epoch.Add(r.now))); err != nil {
+			panic(err) // a buffer does not fail
+		}
+	case depart:
+		n.limiter.Leave(epoch.Add(r.now))
+		n.down = true
 	case shifting:
 		r.busy = (r.busy + max(1, r.Nodes/10)) % r.Nodes
 		r.plan(event{at: r.now + r.Shift, kind: shifting})

@@ -49,6 +49,14 @@ func TestScenarios(t *testing.T) {
 			worst: 1.02, least: 0.98, most: 1.01},
 		{name: "crash and rejoin", config: Config{Duration: 4 * time.Second, Crash: Span{500 * ms, 2500 * ms}},
 			worst: 1.03, least: 0.93, most: 1.01}, // split: the missing node's tenth is not spent
+		{name: "hand-over of the only node", config: Config{Nodes: 2, HandOver: Span{1 * ms, 1500 * ms}, Duration: 3 * time.Second},
+			worst: 1.02, least: 0.98, most: 1.01},
+		{name: "hand-over in the middle", config: Config{Nodes: 2, HandOver: Span{1000 * ms, 2000 * ms}, Duration: 3 * time.Second},
+			worst: 1.02, least: 0.98, most: 1.01},
+		{name: "hand-over of one of three", config: Config{Nodes: 4, HandOver: Span{1000 * ms, 2000 * ms}, Duration: 3 * time.Second},
+			worst: 1.02, least: 0.98, most: 1.01},
+		{name: "hand-over of one of three, large burst", config: Config{Nodes: 4, Burst: 3000, HandOver: Span{1500 * ms, 2000 * ms}, Duration: 3 * time.Second},
+			worst: 1.02, least: 0.98, most: 1.01},
 		// Slow limits: the ratio moves in whole requests.
 		{name: "100 a second", config: Config{Rate: 100, Burst: 100, Duration: 5 * time.Second}, worst: 1.06, least: 0.98, most: 1.02},
 		{name: "10 a second", config: Config{Rate: 10, Burst: 10, Duration: 10 * time.Second}, worst: 1.4, least: 0.97, most: 1.02, shares: 0.2},
