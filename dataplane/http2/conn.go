@@ -42,9 +42,6 @@ type connectionError struct {
 
 func (e connectionError) Error() string { return e.code.String() + ": " + e.why }
 
-// Unwrap says what it means to those whose requests end with the connection.
-func (e connectionError) Unwrap() error { return exchange.ErrClientGone }
-
 // Why a connection ends that has done nothing wrong.
 var (
 	errDrained = errors.New("drained")
@@ -363,7 +360,7 @@ func (c *conn) end(why error) {
 	lost := !errors.As(why, &failed) && why != errIdle && why != errDrained
 	cause := errClientGone
 	if !lost && failed.why != "" {
-		cause = failed
+		cause = fmt.Errorf("%w: %w", exchange.ErrClientGone, failed)
 		c.server.config.Log.Debug("connection ended", "peer", c.on.Peer, "error", failed)
 	}
 	if c.ending == nil {

@@ -164,7 +164,8 @@ func (f fault) check(t *testing.T, h *harness, a answer) {
 }
 
 // resetAtEachByte cuts an answer off at each of its bytes. It is refused as long as
-// its head is not whole; then it is cut, and never taken for a shorter one.
+// nothing of it has been sent to the client, as a small one of known length is at
+// once; then it is cut, and never taken for a shorter one.
 func resetAtEachByte(t *testing.T, h *harness, up *script, works func(*testing.T, *client)) {
 	for _, text := range []string{reply("200 OK", "0123456789", "X-A: b"), chunked + "5\r\n01234\r\n5\r\n56789\r\n0\r\nX-Sum: 1\r\n\r\n"} {
 		whole := strings.Index(text, "\r\n\r\n") + 4
@@ -182,7 +183,7 @@ func resetAtEachByte(t *testing.T, h *harness, up *script, works func(*testing.T
 				if err == nil {
 					// A reset may overtake what was sent before it.
 					refused(t, what, a, 502, "upstream_unavailable")
-					if n >= whole && !abrupt {
+					if n >= whole && !abrupt && strings.HasPrefix(text, chunked) {
 						t.Errorf("%s: refused behind a whole head", what)
 					}
 					continue
