@@ -114,8 +114,7 @@ func (b *clientBody) Read(p []byte) (int, error) {
 		}
 		n, err := c.readBody(p)
 		if err != nil {
-			c.broken = true
-			c.bodyError = fmt.Errorf("read upstream's answer: %w", err)
+			_ = c.breakOff(err)
 		}
 		if n > 0 {
 			return n, nil
@@ -123,6 +122,13 @@ func (b *clientBody) Read(p []byte) (int, error) {
 	}
 	c.broken = true
 	return 0, c.bodyError
+}
+
+// breakOff notes, and returns, why the body ends here.
+func (c *ClientConn) breakOff(err error) error {
+	c.broken = true
+	c.bodyError = fmt.Errorf("read upstream's answer: %w", err)
+	return c.bodyError
 }
 
 // readBody reads from the connection into p, past the buffer.

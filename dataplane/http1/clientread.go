@@ -27,28 +27,41 @@ func (c *ClientConn) fill() error {
 // left from a request before makes it look whether it is time to give up, and
 // from then on the context can interrupt.
 func (c *ClientConn) read(p []byte) (int, error) {
-	var start time.Time
-	if c.headCame && c.call.Idle > 0 {
-		start = time.Now()
-	}
-	for {
+	for start := c.waitBegins(); ; {
 		n, err := c.conn.Read(p)
 		if n > 0 {
 			return n, nil
 		}
-		if err == nil {
-			continue
+		if err = c.stillWaits(err, start); err != nil {
+			return 0, err
 		}
-		if !errors.Is(err, os.ErrDeadlineExceeded) {
-			return 0, c.why(err)
-		}
-		limit := c.limit(start)
-		if !limit.IsZero() && !time.Now().Before(limit) {
-			return 0, ErrTimeout
-		}
-		c.watch()
-		c.arm(limit)
 	}
+}
+
+// waitBegins returns the time, if the wait that begins depends on it.
+func (c *ClientConn) waitBegins() (start time.Time) {
+	if c.headCame && c.call.Idle > 0 {
+		start = time.Now()
+	}
+	return start
+}
+
+// stillWaits returns why a wait that began at start and got nothing but err is
+// over; nil to go on with it.
+func (c *ClientConn) stillWaits(err error, start time.Time) error {
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, os.ErrDeadlineExceeded):
+		return c.why(err)
+	}
+	limit := c.limit(start)
+	if !limit.IsZero() && !time.Now().Before(limit) {
+		return ErrTimeout
+	}
+	c.watch()
+	c.arm(limit)
+	return nil
 }
 
 // limit is when a wait that began at start ends; zero for never.

@@ -200,15 +200,21 @@ func (c *conn) write(p []byte) error { return c.writeAt(p, time.Now()) }
 
 // writeAt is write for who knows the time.
 func (c *conn) writeAt(p []byte, now time.Time) error {
-	patience := c.server.config.WriteTimeout
-	if c.writableTill.Sub(now) < patience {
-		c.writableTill = now.Add(patience + patience/2)
-		if err := c.net.SetWriteDeadline(c.writableTill); err != nil {
-			return err
-		}
+	if err := c.allowWrite(now); err != nil {
+		return err
 	}
 	_, err := c.net.Write(p)
 	return c.lost(err)
+}
+
+// allowWrite gives the client time to take one write.
+func (c *conn) allowWrite(now time.Time) error {
+	patience := c.server.config.WriteTimeout
+	if c.writableTill.Sub(now) >= patience {
+		return nil
+	}
+	c.writableTill = now.Add(patience + patience/2)
+	return c.lost(c.net.SetWriteDeadline(c.writableTill))
 }
 
 // sendContinue tells a client that waits for it to send the body (RFC 9110,

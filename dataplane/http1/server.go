@@ -30,6 +30,7 @@ type Server struct {
 	date              atomic.Pointer[date]
 	small, large      sync.Pool // write buffers
 	heads             sync.Pool // read buffers
+	pipes             pipes
 
 	mu sync.Mutex
 	// Guarded by mu.

@@ -33,6 +33,8 @@ const (
 var (
 	errShort = fmt.Errorf("answer shorter than its length: %w", io.ErrUnexpectedEOF)
 	errOver  = errors.New("answer longer than its length")
+	// errNoPipe says that the rest of a body cannot be spliced, and is to be copied.
+	errNoPipe = errors.New("no pipe")
 )
 
 // unsent is why an answer failed of which nothing has been written.
@@ -150,6 +152,7 @@ func (c *conn) stream(head []byte, resp *exchange.Response, frame framing) (int6
 	if frame == byLength && resp.Body.Length <= int64(cap(head)-len(head)) {
 		return c.writeWhole(head, resp)
 	}
+	from := c.spliceable(&resp.Body)
 	body, b, sent := resp.Body.Reader, head, int64(0)
 	start, begun := len(head), false
 	for {
@@ -184,6 +187,12 @@ func (c *conn) stream(head []byte, resp *exchange.Response, frame framing) (int6
 			return sent, err
 		case frame == byLength && sent == resp.Body.Length:
 			return sent, c.atEnd(body)
+		case from != nil && from.from == from.ready:
+			n, err := c.splice(from)
+			if sent += n; err != errNoPipe {
+				return sent, err
+			}
+			from = nil
 		case full && cap(b) < largeBuffer:
 			pooled := c.server.large.Get().(*[largeBuffer]byte)
 			defer c.server.large.Put(pooled)
