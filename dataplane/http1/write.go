@@ -44,16 +44,17 @@ func (u unsent) Unwrap() error { return u.error }
 
 // lost says what a failed write means.
 func (c *conn) lost(err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, os.ErrDeadlineExceeded):
-		return fmt.Errorf("%w: %w", exchange.ErrClientSlow, err)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.cause != nil {
+	switch {
+	case c.cause != nil:
+		// To end the connection from outside is to let its deadline pass.
 		return c.cause
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w: %w", exchange.ErrClientSlow, err)
 	}
 	return fmt.Errorf("%w: %w", exchange.ErrClientGone, err)
 }
