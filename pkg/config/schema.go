@@ -2,8 +2,11 @@ package config
 
 import (
 	"encoding/json"
+	"strings"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
 // Schema returns one JSON Schema (draft-07) of every kind and policy, generated
@@ -39,6 +42,7 @@ func (s schema) kind(spec protoreflect.FieldDescriptor) any {
 	metadata := s.message(specs().Parent().(protoreflect.MessageDescriptor).Fields().ByName("metadata").Message())
 	return map[string]any{
 		"title":                name,
+		"description":          configv1.Describe(spec.Message().FullName()),
 		"type":                 "object",
 		"additionalProperties": false,
 		"required":             []string{"apiVersion", "kind", "metadata"},
@@ -52,18 +56,18 @@ func (s schema) kind(spec protoreflect.FieldDescriptor) any {
 }
 
 // message defines a message once and returns a reference to it.
-func (s schema) message(m protoreflect.MessageDescriptor) any {
+func (s schema) message(m protoreflect.MessageDescriptor) map[string]any {
 	name := string(m.Name())
 	ref := map[string]any{"$ref": "#/definitions/" + name}
 	if _, ok := s.definitions[name]; ok {
 		return ref
 	}
-	definition := map[string]any{"type": "object", "additionalProperties": false}
+	definition := map[string]any{"type": "object", "additionalProperties": false, "description": configv1.Describe(m.FullName())}
 	s.definitions[name] = definition
 	properties := map[string]any{}
 	for i := range m.Fields().Len() {
 		fd := m.Fields().Get(i)
-		properties[fd.JSONName()] = s.field(fd)
+		properties[fd.JSONName()] = described(s.field(fd), description(fd))
 	}
 	definition["properties"] = properties
 	var groups []any
@@ -95,7 +99,29 @@ func onlyOne(group protoreflect.OneofDescriptor, exactly bool) any {
 	return map[string]any{"oneOf": alternatives}
 }
 
-func (s schema) field(fd protoreflect.FieldDescriptor) any {
+// description is what editors show of a field: what its own comment says, else
+// what that of its message does.
+func description(fd protoreflect.FieldDescriptor) string {
+	if text := configv1.Describe(fd.FullName()); text != "" || fd.Message() == nil {
+		return text
+	}
+	return configv1.Describe(fd.Message().FullName())
+}
+
+// described puts text before what a field's schema says already. What stands beside
+// a $ref does not count (draft-07), so that is wrapped.
+func described(field map[string]any, text string) map[string]any {
+	if _, ok := field["$ref"]; ok {
+		field = map[string]any{"allOf": []any{field}}
+	}
+	if said, ok := field["description"].(string); ok {
+		text = strings.TrimSpace(text + " " + said)
+	}
+	field["description"] = text
+	return field
+}
+
+func (s schema) field(fd protoreflect.FieldDescriptor) map[string]any {
 	switch {
 	case fd.IsMap():
 		return map[string]any{"type": "object", "additionalProperties": s.value(fd.MapValue())}
@@ -105,7 +131,7 @@ func (s schema) field(fd protoreflect.FieldDescriptor) any {
 	return s.value(fd)
 }
 
-func (s schema) value(fd protoreflect.FieldDescriptor) any {
+func (s schema) value(fd protoreflect.FieldDescriptor) map[string]any {
 	switch fd.Kind() {
 	case protoreflect.BoolKind:
 		return map[string]any{"type": "boolean"}

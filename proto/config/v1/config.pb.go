@@ -772,8 +772,9 @@ func (x *Metadata) GetLabels() map[string]string {
 // Workspace, and all that they lead to, resolve in "default" alone: what binds a
 // workspace is not for the workspace to redefine.
 type Workspace struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is for, for people.
+	Description string `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
 	// Baseline policies: they hold for every route of the workspace, which can add
 	// to them but never remove one.
 	Policies []*Policy `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
@@ -845,10 +846,12 @@ type Gateway struct {
 	// are believed. From all others those headers are dropped.
 	TrustedProxies []string `protobuf:"bytes,1,rep,name=trusted_proxies,json=trustedProxies,proto3" json:"trusted_proxies,omitempty"`
 	// Baseline policies for every route of every workspace.
-	Policies  []*Policy      `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
-	Limits    *RequestLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
-	Tracing   *Tracing       `protobuf:"bytes,4,opt,name=tracing,proto3" json:"tracing,omitempty"`
-	AccessLog *AccessLog     `protobuf:"bytes,5,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
+	Policies []*Policy      `protobuf:"bytes,2,rep,name=policies,proto3" json:"policies,omitempty"`
+	Limits   *RequestLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Which requests are traced.
+	Tracing *Tracing `protobuf:"bytes,4,opt,name=tracing,proto3" json:"tracing,omitempty"`
+	// Whether requests are logged.
+	AccessLog *AccessLog `protobuf:"bytes,5,opt,name=access_log,json=accessLog,proto3" json:"access_log,omitempty"`
 	// What is spoken on the nodes' sockets, by the sockets' names. A socket named
 	// "http" that is not listed speaks HTTP/1.1 and HTTP/2 in clear text; any other
 	// that is not listed is not served.
@@ -933,7 +936,8 @@ func (x *Gateway) GetListeners() []*Listener {
 // is each node's own: `--listen name=address`.
 type Listener struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the sockets, as in `--listen name=address`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Left out: clear text.
 	Tls *ListenerTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
 	// Serve HTTP/3 too, on the UDP port of the same number, and announce it with
@@ -994,6 +998,7 @@ func (x *Listener) GetHttp3() bool {
 	return false
 }
 
+// ListenerTLS says how a listener speaks TLS.
 type ListenerTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Names of Certificates. The client's SNI chooses among them; the first is shown
@@ -1058,6 +1063,7 @@ func (x *ListenerTLS) GetMinVersion() TLSVersion {
 	return TLSVersion_TLS_VERSION_UNSPECIFIED
 }
 
+// ClientCertificates says which certificates clients show.
 type ClientCertificates struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM of the certificate authorities that may vouch for clients.
@@ -1118,7 +1124,8 @@ type Certificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM, leaf first.
 	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	PrivateKey  string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// PEM.
+	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	// A response of the authority's OCSP responder to staple; DER, base64.
 	OcspResponse string `protobuf:"bytes,3,opt,name=ocsp_response,json=ocspResponse,proto3" json:"ocsp_response,omitempty"`
 	// Instead of certificate and private_key.
@@ -1275,9 +1282,11 @@ func (x *ACME) GetCa() string {
 type IssuedCertificate struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM, leaf first; empty until the first is issued.
-	Certificate string                 `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	PrivateKey  string                 `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
-	IssuedAt    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
+	Certificate string `protobuf:"bytes,1,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	// PEM.
+	PrivateKey string `protobuf:"bytes,2,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// When the certificate was issued.
+	IssuedAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=issued_at,json=issuedAt,proto3" json:"issued_at,omitempty"`
 	// Why the last order failed; empty when it did not.
 	Problem string `protobuf:"bytes,4,opt,name=problem,proto3" json:"problem,omitempty"`
 	// When the control plane orders again.
@@ -1392,6 +1401,7 @@ func (x *IssuedCertificate) GetSuggested() *RenewalWindow {
 // RenewalWindow is when an authority would have a certificate ordered again.
 type RenewalWindow struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
+	// Not before this.
 	Start *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=start,proto3" json:"start,omitempty"`
 	// Not after the certificate's expiry.
 	End *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=end,proto3" json:"end,omitempty"`
@@ -1453,10 +1463,13 @@ func (x *RenewalWindow) GetExplanationUrl() string {
 	return ""
 }
 
+// ACMEChallenge is a token and what it is answered with (RFC 8555, 8.3).
 type ACMEChallenge struct {
-	state            protoimpl.MessageState `protogen:"open.v1"`
-	Token            string                 `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
-	KeyAuthorization string                 `protobuf:"bytes,2,opt,name=key_authorization,json=keyAuthorization,proto3" json:"key_authorization,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The token, as the authority sends it.
+	Token string `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// What a request for the token is answered with (RFC 8555, 8.1).
+	KeyAuthorization string `protobuf:"bytes,2,opt,name=key_authorization,json=keyAuthorization,proto3" json:"key_authorization,omitempty"`
 	unknownFields    protoimpl.UnknownFields
 	sizeCache        protoimpl.SizeCache
 }
@@ -1560,6 +1573,7 @@ func (x *RequestLimits) GetMaxBodyBytes() uint64 {
 	return 0
 }
 
+// Tracing says which requests are traced.
 type Tracing struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Share of requests that start a sampled trace, 0 to 1; default 0.01.
@@ -1615,6 +1629,7 @@ func (x *Tracing) GetTrustIncoming() bool {
 	return false
 }
 
+// AccessLog says whether nodes write a line for each request.
 type AccessLog struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Switches the JSON access log off.
@@ -1663,16 +1678,19 @@ func (x *AccessLog) GetDisabled() bool {
 // Route maps requests to backends, through policies. A route without an
 // authenticating policy is refused unless it is public.
 type Route struct {
-	state  protoimpl.MessageState `protogen:"open.v1"`
-	Public bool                   `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Lets in callers without a credential. A route without an authenticating policy must say so.
+	Public bool `protobuf:"varint,1,opt,name=public,proto3" json:"public,omitempty"`
 	// Exact host names, or one leading wildcard label ("*.example.com"). None
 	// means every host.
 	Hostnames []string `protobuf:"bytes,2,rep,name=hostnames,proto3" json:"hostnames,omitempty"`
 	// Any of these; none means every path.
 	Matches []*Match `protobuf:"bytes,3,rep,name=matches,proto3" json:"matches,omitempty"`
 	// Order is by phase, not by listing.
-	Policies   []*Policy   `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`
-	Backends   []*Backend  `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
+	Policies []*Policy `protobuf:"bytes,4,rep,name=policies,proto3" json:"policies,omitempty"`
+	// Where requests go, by weight.
+	Backends []*Backend `protobuf:"bytes,5,rep,name=backends,proto3" json:"backends,omitempty"`
+	// How long a request may take.
 	Timeouts   *Timeouts   `protobuf:"bytes,6,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	Revocation *Revocation `protobuf:"bytes,7,opt,name=revocation,proto3" json:"revocation,omitempty"`
 	// Among routes that match equally well, the higher priority wins; default 0.
@@ -1943,6 +1961,7 @@ func (x *Hedging) GetAttempts() uint32 {
 	return 0
 }
 
+// Mirror is an Upstream that gets copies of requests.
 type Mirror struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of an Upstream.
@@ -2000,7 +2019,8 @@ func (x *Mirror) GetRatio() float64 {
 // Match holds when all that it names holds.
 type Match struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Path  *PathMatch             `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// Which paths; left out: every one.
+	Path *PathMatch `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Upper-case HTTP methods; none means every method.
 	Methods       []string      `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
 	Headers       []*ValueMatch `protobuf:"bytes,3,rep,name=headers,proto3" json:"headers,omitempty"`
@@ -2067,6 +2087,7 @@ func (x *Match) GetQuery() []*ValueMatch {
 	return nil
 }
 
+// PathMatch says which paths match: one of exact, prefix and template.
 type PathMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -2172,7 +2193,8 @@ func (*PathMatch_Template) isPathMatch_Kind() {}
 // it tests presence.
 type ValueMatch struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Name of the header or query parameter.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*ValueMatch_Exact
@@ -2249,6 +2271,7 @@ type isValueMatch_Kind interface {
 }
 
 type ValueMatch_Exact struct {
+	// The whole value, byte for byte.
 	Exact string `protobuf:"bytes,2,opt,name=exact,proto3,oneof"`
 }
 
@@ -2261,6 +2284,7 @@ func (*ValueMatch_Exact) isValueMatch_Kind() {}
 
 func (*ValueMatch_Regex) isValueMatch_Kind() {}
 
+// Backend is an Upstream that gets a share of the requests of a route.
 type Backend struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Name of an Upstream.
@@ -2324,6 +2348,7 @@ func (x *Backend) GetSubset() map[string]string {
 	return nil
 }
 
+// Timeouts bound how long a request may take.
 type Timeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// From the request's last header byte to the answer's first, all attempts
@@ -2402,9 +2427,10 @@ func (x *Timeouts) GetDeadlineHeader() string {
 // Revocation bounds how stale a node's knowledge of revocations may be when it
 // serves the route. Without a bound a node keeps serving on what it last knew.
 type Revocation struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	MaxStaleness  *durationpb.Duration   `protobuf:"bytes,1,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
-	OnStale       OnStale                `protobuf:"varint,2,opt,name=on_stale,json=onStale,proto3,enum=portcullis.config.v1.OnStale" json:"on_stale,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	MaxStaleness *durationpb.Duration   `protobuf:"bytes,1,opt,name=max_staleness,json=maxStaleness,proto3" json:"max_staleness,omitempty"`
+	// What a node does that cannot prove it; default deny.
+	OnStale       OnStale `protobuf:"varint,2,opt,name=on_stale,json=onStale,proto3,enum=portcullis.config.v1.OnStale" json:"on_stale,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2455,14 +2481,18 @@ func (x *Revocation) GetOnStale() OnStale {
 
 // Upstream is a set of endpoints that answer for one service.
 type Upstream struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Endpoints []*Endpoint            `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
-	Tls       *UpstreamTLS           `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
-	Timeouts  *UpstreamTimeouts      `protobuf:"bytes,3,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The servers.
+	Endpoints []*Endpoint `protobuf:"bytes,1,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	// How https endpoints are spoken to.
+	Tls *UpstreamTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Bounds for its connections.
+	Timeouts *UpstreamTimeouts `protobuf:"bytes,3,opt,name=timeouts,proto3" json:"timeouts,omitempty"`
 	// In the workspace "default": routes of every workspace may use the upstream,
 	// with the certificate that its nodes show to it. Elsewhere it has no effect and
 	// is refused.
-	Shared              bool                 `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	Shared bool `protobuf:"varint,4,opt,name=shared,proto3" json:"shared,omitempty"`
+	// What is spoken to the endpoints; default HTTP/1.1.
 	Protocol            UpstreamProtocol     `protobuf:"varint,5,opt,name=protocol,proto3,enum=portcullis.config.v1.UpstreamProtocol" json:"protocol,omitempty"`
 	Balance             *Balance             `protobuf:"bytes,6,opt,name=balance,proto3" json:"balance,omitempty"`
 	HealthCheck         *HealthCheck         `protobuf:"bytes,7,opt,name=health_check,json=healthCheck,proto3" json:"health_check,omitempty"`
@@ -2602,8 +2632,9 @@ func (x *Upstream) GetDns() *DNS {
 
 // Balance says how an endpoint is chosen among those that are usable.
 type Balance struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Algorithm Algorithm              `protobuf:"varint,1,opt,name=algorithm,proto3,enum=portcullis.config.v1.Algorithm" json:"algorithm,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How one of the usable endpoints is chosen; default least_request.
+	Algorithm Algorithm `protobuf:"varint,1,opt,name=algorithm,proto3,enum=portcullis.config.v1.Algorithm" json:"algorithm,omitempty"`
 	// What is hashed, for ring_hash and bounded_load: the first of these that the
 	// request has. Without any, the client's address.
 	Hash []*HashKey `protobuf:"bytes,2,rep,name=hash,proto3" json:"hash,omitempty"`
@@ -2692,6 +2723,7 @@ func (x *Balance) GetAffinity() *Affinity {
 	return nil
 }
 
+// HashKey is what of a request is hashed.
 type HashKey struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Kind:
@@ -2783,10 +2815,12 @@ type isHashKey_Kind interface {
 }
 
 type HashKey_Header struct {
+	// The header of this name.
 	Header string `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
 }
 
 type HashKey_Cookie struct {
+	// The cookie of this name.
 	Cookie string `protobuf:"bytes,2,opt,name=cookie,proto3,oneof"`
 }
 
@@ -2982,6 +3016,7 @@ type isHealthCheck_Kind interface {
 }
 
 type HealthCheck_Http struct {
+	// By a GET.
 	Http *HTTPCheck `protobuf:"bytes,1,opt,name=http,proto3,oneof"`
 }
 
@@ -2999,6 +3034,7 @@ func (*HealthCheck_Grpc) isHealthCheck_Kind() {}
 
 func (*HealthCheck_Tcp) isHealthCheck_Kind() {}
 
+// HTTPCheck asks with a GET.
 type HTTPCheck struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Path and query; default "/".
@@ -3064,8 +3100,9 @@ func (x *HTTPCheck) GetStatuses() []uint32 {
 
 // GRPCCheck is that of grpc.health.v1.
 type GRPCCheck struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Service       string                 `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The service that is asked after; the whole server when left out.
+	Service       string `protobuf:"bytes,1,opt,name=service,proto3" json:"service,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3249,8 +3286,9 @@ func (x *OutlierDetection) GetMaxEjected() float64 {
 // CircuitBreaker bounds what one node lays on the upstream. What is beyond is
 // refused at once. 0 means no bound.
 type CircuitBreaker struct {
-	state          protoimpl.MessageState `protogen:"open.v1"`
-	MaxConnections uint32                 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Connections.
+	MaxConnections uint32 `protobuf:"varint,1,opt,name=max_connections,json=maxConnections,proto3" json:"max_connections,omitempty"`
 	// Requests that wait for a connection.
 	MaxPending uint32 `protobuf:"varint,2,opt,name=max_pending,json=maxPending,proto3" json:"max_pending,omitempty"`
 	// Requests in flight.
@@ -3478,14 +3516,17 @@ func (x *DNS) GetServer() string {
 	return ""
 }
 
+// Endpoint is one server of an Upstream, or a name that leads to several.
 type Endpoint struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// http://host:port or https://host:port, without path.
 	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
 	// Relative share; default 1. 0 takes the endpoint out.
-	Weight  *uint32           `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
-	Labels  map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Resolve Resolve           `protobuf:"varint,4,opt,name=resolve,proto3,enum=portcullis.config.v1.Resolve" json:"resolve,omitempty"`
+	Weight *uint32 `protobuf:"varint,2,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	// What a backend chooses its subset by.
+	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the host of the URL leads to; default: it is one endpoint.
+	Resolve Resolve `protobuf:"varint,4,opt,name=resolve,proto3,enum=portcullis.config.v1.Resolve" json:"resolve,omitempty"`
 	// Where the endpoint stands, for balance.zone_aware.
 	Zone          string `protobuf:"bytes,5,opt,name=zone,proto3" json:"zone,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -3557,6 +3598,7 @@ func (x *Endpoint) GetZone() string {
 	return ""
 }
 
+// UpstreamTLS says how https endpoints are spoken to.
 type UpstreamTLS struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// PEM of the certificate authorities to trust; the system's when left out.
@@ -3565,7 +3607,8 @@ type UpstreamTLS struct {
 	ServerName string `protobuf:"bytes,2,opt,name=server_name,json=serverName,proto3" json:"server_name,omitempty"`
 	// PEM certificate and key that the node shows to the upstream.
 	Certificate string `protobuf:"bytes,3,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	PrivateKey  string `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
+	// PEM.
+	PrivateKey string `protobuf:"bytes,4,opt,name=private_key,json=privateKey,proto3" json:"private_key,omitempty"`
 	// SHA-256 of the SubjectPublicKeyInfo of a certificate in the upstream's verified
 	// chain, base64; any of them must be there (RFC 7469, 2.4).
 	Pins          []string `protobuf:"bytes,5,rep,name=pins,proto3" json:"pins,omitempty"`
@@ -3638,6 +3681,7 @@ func (x *UpstreamTLS) GetPins() []string {
 	return nil
 }
 
+// UpstreamTimeouts bound what is done with connections to an Upstream.
 type UpstreamTimeouts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Default 5s.
@@ -3955,8 +3999,9 @@ func (x *APIKey) GetHeader() string {
 // which a route with a policy of its own may well be: a baseline that is not to
 // trust it authenticates for itself.
 type Authorize struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Rules         []*AuthorizeRule       `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Every rule that applies must hold.
+	Rules         []*AuthorizeRule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3998,6 +4043,7 @@ func (x *Authorize) GetRules() []*AuthorizeRule {
 	return nil
 }
 
+// AuthorizeRule is what a caller must have where the rule applies: all that it names.
 type AuthorizeRule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Shown in denials and by `portcullis why`.
@@ -4086,7 +4132,8 @@ type RateLimit struct {
 	// the peer address.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// All of these hold.
-	Limits        []*Limit    `protobuf:"bytes,2,rep,name=limits,proto3" json:"limits,omitempty"`
+	Limits []*Limit `protobuf:"bytes,2,rep,name=limits,proto3" json:"limits,omitempty"`
+	// What nodes do that cannot hear of each other; default split.
 	OnPartition   OnPartition `protobuf:"varint,3,opt,name=on_partition,json=onPartition,proto3,enum=portcullis.config.v1.OnPartition" json:"on_partition,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4143,6 +4190,7 @@ func (x *RateLimit) GetOnPartition() OnPartition {
 	return OnPartition_ON_PARTITION_UNSPECIFIED
 }
 
+// Limit is a number of requests in a window of time.
 type Limit struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Shown in the RateLimit headers; unique within the policy.
@@ -4269,10 +4317,13 @@ func (x *Headers) GetResponse() *HeaderChanges {
 
 // HeaderChanges are applied in the order remove, set, add.
 type HeaderChanges struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Remove        []string               `protobuf:"bytes,1,rep,name=remove,proto3" json:"remove,omitempty"`
-	Set           map[string]string      `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	Add           map[string]string      `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names of headers that are removed, before any is set.
+	Remove []string `protobuf:"bytes,1,rep,name=remove,proto3" json:"remove,omitempty"`
+	// Headers that get this value in place of any that they have.
+	Set map[string]string `protobuf:"bytes,2,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Headers that get this value besides those that they have.
+	Add           map[string]string `protobuf:"bytes,3,rep,name=add,proto3" json:"add,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -4533,8 +4584,10 @@ func (x *ClaimNames) GetClient() string {
 // KeySet is the vetted key set of an Issuer, written by the control plane only.
 // Its metadata are the Issuer's.
 type KeySet struct {
-	state     protoimpl.MessageState `protogen:"open.v1"`
-	Keys      []*Key                 `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The keys that are trusted.
+	Keys []*Key `protobuf:"bytes,1,rep,name=keys,proto3" json:"keys,omitempty"`
+	// When the keys were fetched.
 	FetchedAt *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=fetched_at,json=fetchedAt,proto3" json:"fetched_at,omitempty"`
 	// After this the keys are not used any more.
 	StaleAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=stale_at,json=staleAt,proto3" json:"stale_at,omitempty"`
@@ -4611,9 +4664,11 @@ func (x *KeySet) GetRefreshAt() *timestamppb.Timestamp {
 	return nil
 }
 
+// Key is a public key that verifies tokens.
 type Key struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	Kid   string                 `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
+	// What tokens call it in their header.
+	Kid string `protobuf:"bytes,1,opt,name=kid,proto3" json:"kid,omitempty"`
 	// JWS algorithms the key may verify.
 	Algorithms []string `protobuf:"bytes,2,rep,name=algorithms,proto3" json:"algorithms,omitempty"`
 	// SubjectPublicKeyInfo, DER.
@@ -4676,11 +4731,15 @@ func (x *Key) GetSpki() []byte {
 // Application is a consumer: what API keys belong to, and what a client_id
 // resolves to.
 type Application struct {
-	state       protoimpl.MessageState `protogen:"open.v1"`
-	Description string                 `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
-	Scopes      []string               `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
-	Roles       []string               `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
-	Groups      []string               `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is, for people.
+	Description string `protobuf:"bytes,1,opt,name=description,proto3" json:"description,omitempty"`
+	// Scopes that its callers have, unless their credential narrows them.
+	Scopes []string `protobuf:"bytes,2,rep,name=scopes,proto3" json:"scopes,omitempty"`
+	// Roles that its callers have.
+	Roles []string `protobuf:"bytes,3,rep,name=roles,proto3" json:"roles,omitempty"`
+	// Groups that its callers are in.
+	Groups []string `protobuf:"bytes,4,rep,name=groups,proto3" json:"groups,omitempty"`
 	// Takes all of the application's credentials out at once.
 	Disabled      bool `protobuf:"varint,5,opt,name=disabled,proto3" json:"disabled,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -4760,8 +4819,10 @@ type Credential struct {
 	// Types that are valid to be assigned to Kind:
 	//
 	//	*Credential_ApiKey
-	Kind      isCredential_Kind      `protobuf_oneof:"kind"`
+	Kind isCredential_Kind `protobuf_oneof:"kind"`
+	// After this it is refused; left out: never.
 	ExpiresAt *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
+	// When it was made.
 	CreatedAt *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	// Narrows the application's scopes; none means all of them.
 	Scopes        []string `protobuf:"bytes,5,rep,name=scopes,proto3" json:"scopes,omitempty"`
@@ -4848,11 +4909,13 @@ type isCredential_Kind interface {
 }
 
 type Credential_ApiKey struct {
+	// An API key.
 	ApiKey *APIKeyCredential `protobuf:"bytes,2,opt,name=api_key,json=apiKey,proto3,oneof"`
 }
 
 func (*Credential_ApiKey) isCredential_Kind() {}
 
+// APIKeyCredential is an API key, of which only the hash is kept.
 type APIKeyCredential struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// SHA-256 of the key as shown to its owner; 32 bytes.
