@@ -23,7 +23,7 @@ func TestConditionIsKept(t *testing.T) {
 	c.send(&controlv1.FollowRequest{Kind: &controlv1.FollowRequest_Condition{Condition: m}})
 	condition := func(want func(*controlv1.Condition) bool) {
 		t.Helper()
-		for deadline := time.After(10 * time.Second); ; {
+		for deadline := time.After(patience); ; {
 			changed := p.Changed()
 			if nodes := p.Nodes(); len(nodes) == 1 && want(nodes[0].GetCondition()) {
 				return

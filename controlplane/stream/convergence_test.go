@@ -194,7 +194,7 @@ func TestPeerMoves(t *testing.T) {
 			}
 			select {
 			case <-changed:
-			case <-time.After(20 * time.Second):
+			case <-time.After(patience):
 				t.Fatalf("never at %s", address)
 			}
 		}
