@@ -259,3 +259,42 @@ func TestClientBodiesThatFail(t *testing.T) {
 type failing struct{ err error }
 
 func (f failing) Read([]byte) (int, error) { return 0, f.err }
+
+// The trailer of a request reaches the upstream. Servers of net/http would want it
+// announced before.
+func TestClientSendsTheTrailer(t *testing.T) {
+	c := connect(t, scriptedUpstream(t, func(r *raw) {
+		r.welcome()
+		for id := uint32(1); ; id += 2 {
+			o := r.await(id, func(o *outcome) bool { return o.ended })
+			if o.closed {
+				return
+			}
+			r.says(id, true, ":status", "200", "saw", strings.TrimSpace(o.body+" "+o.header["x-sum"]+" "+o.header["te"]))
+		}
+	}))
+	trailer := func() exchange.Header {
+		return exchange.HeaderOf(exchange.Field{Name: "X-Sum", Value: "3"}, exchange.Field{Name: "TE", Value: "x"})
+	}
+	for name, body := range map[string]exchange.Body{
+		"of no length":     {Reader: io.NopCloser(strings.NewReader("abc")), Length: -1, Trailer: trailer},
+		"of a length":      {Reader: io.NopCloser(strings.NewReader("abc")), Length: 3, Trailer: trailer},
+		"that is there":    {Length: 3, Trailer: trailer},
+		"that has nothing": {Reader: io.NopCloser(strings.NewReader("")), Length: -1, Trailer: trailer},
+	} {
+		call := asking(wanted("POST", "/"))
+		call.Request.Body = body
+		want := "abc 3 trailers"
+		if body.Reader == nil {
+			call.Body, call.Whole = []byte("abc"), true
+		}
+		if name == "that has nothing" {
+			want = "3 trailers"
+		}
+		resp, done := c.open(t, call)
+		if saw := resp.Header.Get("saw"); saw != want {
+			t.Errorf("a body %s: the upstream saw %q", name, saw)
+		}
+		done(nil)
+	}
+}

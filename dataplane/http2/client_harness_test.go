@@ -34,13 +34,16 @@ type ended struct {
 }
 
 // connect makes a connection to the address, which ends with the test.
-func connect(t testing.TB, address string) *ended {
+func connect(t testing.TB, address string, config ...ClientConfig) *ended {
 	t.Helper()
 	nc, err := net.Dial("tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return greet(t, nc, ClientConfig{Scheme: "http"})
+	if len(config) == 0 {
+		config = []ClientConfig{{Scheme: "http"}}
+	}
+	return greet(t, nc, config[0])
 }
 
 var errTestEnds = errors.New("the test ends")
