@@ -22,6 +22,11 @@ const (
 	CutInternal     Cut = "internal"      // the gateway's own code failed
 )
 
+// Cuts returns all of them.
+func Cuts() []Cut {
+	return []Cut{CutClientGone, CutClientSlow, CutUpstream, CutIdleTimeout, CutRevoked, CutNodeStopping, CutInternal}
+}
+
 // cutOf says which a Result.Err is; "" for none.
 func cutOf(err error) Cut {
 	switch {

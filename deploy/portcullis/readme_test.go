@@ -2,10 +2,14 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strconv"
@@ -15,7 +19,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"portcullis.dev/portcullis/dataplane/gateway"
 	"portcullis.dev/portcullis/dataplane/policy"
+	"portcullis.dev/portcullis/pkg/telemetry"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
 
@@ -258,6 +264,45 @@ func TestReadmeReference(t *testing.T) {
 		}
 	}
 	sameNames(t, "reason", documented, reasons)
+}
+
+// TestReadmeAccessLog fails when a field of the access log, or a way to cut an
+// answer, is missing in the README, or is in it and nowhere else.
+func TestReadmeAccessLog(t *testing.T) {
+	var full telemetry.AccessEntry
+	for i, v := 0, reflect.ValueOf(&full).Elem(); i < v.NumField(); i++ {
+		switch f := v.Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString("x")
+		case reflect.Int, reflect.Int64:
+			f.SetInt(2)
+		case reflect.Uint64:
+			f.SetUint(2)
+		}
+	}
+	full.Peer = netip.IPv6Loopback()
+	var line map[string]any
+	if err := json.Unmarshal(full.Append(nil), &line); err != nil {
+		t.Fatal(err)
+	}
+	documented := map[string]string{}
+	for names, about := range rows(t, "### Access log") {
+		for name := range strings.SplitSeq(names, "`, `") {
+			documented[name] = about
+		}
+	}
+	sameNames(t, "access log's field", documented, slices.Collect(maps.Keys(line)))
+	var cuts []string
+	for _, cut := range gateway.Cuts() {
+		cuts = append(cuts, string(cut))
+	}
+	var said []string
+	for _, match := range regexp.MustCompile("`([a-z_]+)`").FindAllStringSubmatch(documented["cut"], -1) {
+		said = append(said, match[1])
+	}
+	if !slices.Equal(said, cuts) {
+		t.Errorf("README.md says that answers are cut by %v, want %v", said, cuts)
+	}
 }
 
 // TestReadmeFlags fails when the README names a command or flag that there is not.

@@ -40,7 +40,6 @@ type AccessEntry struct {
 	// Duration is the whole request's, UpstreamDuration the upstream's share.
 	Duration         time.Duration
 	UpstreamDuration time.Duration
-	BytesReceived    int64
 	BytesSent        int64
 }
 
@@ -85,7 +84,6 @@ func (e *AccessEntry) Append(b []byte) []byte {
 		b = append(b, `,"upstream_duration":`...)
 		b = seconds(b, e.UpstreamDuration)
 	}
-	b = number(b, "bytes_received", e.BytesReceived)
 	b = number(b, "bytes_sent", e.BytesSent)
 	return append(b, "}\n"...)
 }

@@ -23,7 +23,7 @@ func entry() *AccessEntry {
 		Node: "n1", Peer: netip.MustParseAddr("192.0.2.1"), Method: "GET", Scheme: "https", Host: "api.shop.example", Path: "/orders/1",
 		Protocol: "HTTP/1.1", Status: 403, Reason: "scope_missing", Cut: "client_gone", Workspace: "shop", Route: "orders", Epoch: 2, Revision: 42,
 		AuthMethod: "jwt", Consumer: "web", Subject: "alice", Issuer: "local", Upstream: "orders", Duration: 1500 * time.Microsecond,
-		UpstreamDuration: time.Millisecond, BytesReceived: 10, BytesSent: 20,
+		UpstreamDuration: time.Millisecond, BytesSent: 20,
 	}
 }
 
@@ -31,7 +31,7 @@ func TestAccessEntry(t *testing.T) {
 	const want = `{"time":"2026-05-04T02:02:01.005Z","request_id":"r-1","trace_id":"4bf92f3577b34da6a3ce929d0e0e4736","node":"n1","peer":"192.0.2.1",` +
 		`"method":"GET","scheme":"https","host":"api.shop.example","path":"/orders/1","protocol":"HTTP/1.1","status":403,"reason":"scope_missing","cut":"client_gone",` +
 		`"workspace":"shop","route":"orders","epoch":2,"revision":42,"auth_method":"jwt","consumer":"web","subject":"alice","issuer":"local",` +
-		`"upstream":"orders","duration":0.0015,"upstream_duration":0.001,"bytes_received":10,"bytes_sent":20}` + "\n"
+		`"upstream":"orders","duration":0.0015,"upstream_duration":0.001,"bytes_sent":20}` + "\n"
 	if got := string(entry().Append(nil)); got != want {
 		t.Errorf("got  %swant %s", got, want)
 	}
