@@ -6,8 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -17,21 +15,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"portcullis.dev/portcullis/pkg/config"
-	"portcullis.dev/portcullis/pkg/identity"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 )
-
-// call runs f with a client and a bounded context.
-func (c *cli) call(cmd *cobra.Command, extra time.Duration, f func(context.Context, adminv1.AdminServiceClient) error) error {
-	client, closeClient, err := c.dial()
-	if err != nil {
-		return err
-	}
-	defer closeClient()
-	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout+extra)
-	defer cancel()
-	return f(ctx, client)
-}
 
 // printSecret writes a secret alone on stdout, so that it can be captured, and
 // what there is to know about it on stderr.
@@ -329,76 +314,4 @@ func (c *cli) joinToken() *cobra.Command {
 	create.Flags().DurationVar(&ttl, "ttl", time.Hour, "how long it may wait to be used")
 	cmd.AddCommand(create)
 	return cmd
-}
-
-func (c *cli) contextCmd() *cobra.Command {
-	cmd := &cobra.Command{Use: "context", Short: "Manage which cluster this command line talks to"}
-	show := &cobra.Command{
-		Use: "show", Short: "Show the context in use, without its credential", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			path, err := c.contextPath()
-			if err != nil {
-				return err
-			}
-			file, err := c.readContext()
-			if err != nil {
-				return err
-			}
-			if c.output != "table" {
-				return c.printValue(cmd, map[string]any{"file": path, "address": file.Address})
-			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "file:       %s\naddress:    %s\ncredential: (secret)\n", path, file.Address)
-			return err
-		},
-	}
-	use := &cobra.Command{
-		Use: "use FILE", Short: "Make a context file the default of this user", Args: cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c.contextFile = args[0]
-			file, err := c.readContext()
-			if err != nil {
-				return err
-			}
-			return c.installContext(cmd, defaultContext(), file)
-		},
-	}
-	var address, caFile, out string
-	create := &cobra.Command{
-		Use: "create --address HOST:PORT --ca FILE", Short: "Write a context file; the operator credential is read from standard input", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			ca, err := os.ReadFile(caFile)
-			if err != nil {
-				return err
-			}
-			credential, err := argOrStdin(cmd, nil)
-			if err != nil {
-				return err
-			}
-			if _, err := identity.ParseOperatorCredential(credential); err != nil {
-				return err
-			}
-			return c.installContext(cmd, out, contextFile{Address: address, CA: string(ca), Credential: credential})
-		},
-	}
-	create.Flags().StringVar(&address, "address", "", "admin listener, host:port (required)")
-	create.Flags().StringVar(&caFile, "ca", "", "PEM file of the cluster's CA (required)")
-	create.Flags().StringVar(&out, "out", defaultContext(), "where to write")
-	_ = create.MarkFlagRequired("address")
-	_ = create.MarkFlagRequired("ca")
-	cmd.AddCommand(show, use, create)
-	return cmd
-}
-
-func (c *cli) installContext(cmd *cobra.Command, path string, file contextFile) error {
-	if path == "" {
-		return errors.New("no place for a default context: set HOME, or name a file with --out")
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
-		return err
-	}
-	if err := writeContext(path, file); err != nil {
-		return err
-	}
-	fmt.Fprintln(cmd.ErrOrStderr(), "wrote", path)
-	return nil
 }

@@ -4,12 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"go.yaml.in/yaml/v4"
+	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -17,74 +15,11 @@ import (
 
 	"portcullis.dev/portcullis/pkg/config"
 	"portcullis.dev/portcullis/pkg/identity"
-	"portcullis.dev/portcullis/pkg/secret"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
 )
 
 // maxMessage bounds what the CLI sends and receives at once.
 const maxMessage = 256 << 20
-
-// contextFile is where a cluster is and who speaks to it. The file holds a
-// secret and has mode 0600.
-type contextFile struct {
-	// Address of the admin listener, host:port.
-	Address string `yaml:"address"`
-	// CA is the PEM of the authorities that the admin listener's certificate must
-	// come from.
-	CA         string `yaml:"ca"`
-	Credential string `yaml:"credential"`
-}
-
-// writeContext writes the file with mode 0600, replacing it whole.
-func writeContext(path string, c contextFile) error {
-	data, err := yaml.Marshal(c)
-	if err != nil {
-		return err
-	}
-	return secret.WriteFile(path, data, 0o600)
-}
-
-// defaultContext is where `portcullis context use` puts a context.
-func defaultContext() string {
-	dir, err := os.UserConfigDir()
-	if err != nil {
-		return ""
-	}
-	return filepath.Join(dir, "portcullis", "context.yaml")
-}
-
-func (c *cli) contextPath() (string, error) {
-	for _, path := range []string{c.contextFile, os.Getenv("PORTCULLIS_CONTEXT")} {
-		if path != "" {
-			return path, nil
-		}
-	}
-	if path := defaultContext(); path != "" {
-		if _, err := os.Stat(path); err == nil {
-			return path, nil
-		}
-	}
-	return "", errors.New(usageNoContext)
-}
-
-func (c *cli) readContext() (contextFile, error) {
-	path, err := c.contextPath()
-	if err != nil {
-		return contextFile{}, err
-	}
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return contextFile{}, fmt.Errorf("reading the context: %w", err)
-	}
-	var file contextFile
-	if err := yaml.Load(data, &file, yaml.WithKnownFields()); err != nil {
-		return contextFile{}, fmt.Errorf("%s is not a context file: expected address, ca and credential, as 'portcullis context create' writes them", path)
-	}
-	if file.Address == "" || file.Credential == "" {
-		return contextFile{}, fmt.Errorf("%s is not a context file: it lacks address or credential", path)
-	}
-	return file, nil
-}
 
 // bearer sends the operator credential with each call. It refuses a connection
 // without TLS.
@@ -194,4 +129,16 @@ func invalid(problems config.Problems, docs []config.Document) error {
 		lines = append(lines, p.Error())
 	}
 	return errorOf(exitInvalid, fmt.Errorf("validation failed, nothing was changed:\n  %s", strings.Join(lines, "\n  ")))
+}
+
+// call runs f with a client and a bounded context.
+func (c *cli) call(cmd *cobra.Command, extra time.Duration, f func(context.Context, adminv1.AdminServiceClient) error) error {
+	client, closeClient, err := c.dial()
+	if err != nil {
+		return err
+	}
+	defer closeClient()
+	ctx, cancel := context.WithTimeout(cmd.Context(), callTimeout+extra)
+	defer cancel()
+	return f(ctx, client)
 }
