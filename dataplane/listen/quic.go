@@ -35,7 +35,8 @@ type quic struct {
 	mu sync.Mutex
 	// Guarded by mu, by the socket's name.
 	running map[string]*quicSocket
-	// inherited are those that a predecessor hands over and nobody serves yet.
+	// inherited are those that a predecessor hands over and nobody serves yet: the
+	// settings that this process begins with may be older than the predecessor's.
 	inherited map[string]map[string]*os.File
 }
 
@@ -85,8 +86,6 @@ func (q *quic) reconcile(ctx context.Context, serving *sync.WaitGroup) {
 		case !wanted && one != nil:
 			one.stop()
 			delete(q.running, name)
-		case !wanted && q.inherited[name] != nil && q.listeners.live.Load() != nil:
-			q.drop(name)
 		}
 	}
 }

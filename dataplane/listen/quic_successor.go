@@ -72,17 +72,12 @@ func (q *quic) handOver() {
 	}
 }
 
-// drop closes what was inherited and is not wanted. The predecessor reads on.
-func (q *quic) drop(name string) {
-	relay.CloseFiles(q.inherited[name])
-	delete(q.inherited, name)
-}
-
 // leave closes what was inherited and never wanted.
 func (q *quic) leave() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for name := range q.inherited {
-		q.drop(name)
+		relay.CloseFiles(q.inherited[name])
+		delete(q.inherited, name)
 	}
 }

@@ -106,16 +106,34 @@ func duplicate(conn syscall.Conn) (*os.File, error) {
 }
 
 // HandOver lets who got the last Offer read. From then on this process gets what
-// that one passes on. It returns at once; without an Offer it does nothing.
+// that one passes on. It returns once that is so, so that whoever is told to
+// connect anew comes to the successor, or after handOverWait, when nobody reads.
+// Without an Offer it does nothing.
 func (s *Socket) HandOver() {
+	if !s.wakeReader() {
+		return
+	}
+	late := time.NewTimer(handOverWait)
+	defer late.Stop()
+	select {
+	case <-s.handed:
+	case <-late.C:
+	}
+}
+
+// handOverWait bounds the wait for the reader.
+const handOverWait = time.Second
+
+func (s *Socket) wakeReader() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || s.offered == nil {
-		return
+		return false
 	}
 	s.handing = true
 	// Wakes the reader, who does it: only it knows that it reads no more.
 	_ = s.UDPConn.SetReadDeadline(time.Unix(1, 0))
+	return true
 }
 
 // handOver is HandOver's part in the reader. It reports false if nothing is to be
@@ -126,6 +144,12 @@ func (s *Socket) handOver() bool {
 	if !s.handing || s.closed {
 		return false
 	}
+	defer func() {
+		select {
+		case s.handed <- struct{}{}:
+		default:
+		}
+	}()
 	to := s.offered
 	s.offered, s.handing = nil, false
 	_ = to.SetReadDeadline(s.deadline)

@@ -35,6 +35,7 @@ type Socket struct {
 	// first is the end at which the direct predecessor says that it has handed over;
 	// nil without one.
 	first    *older
+	handed   chan struct{} // capacity 1: the reader has handed over
 	watching sync.WaitGroup
 
 	// Owned by the reader.
@@ -60,7 +61,7 @@ func Listen(address string, log *slog.Logger) (*Socket, error) {
 }
 
 func newSocket(conn *net.UDPConn, log *slog.Logger) *Socket {
-	return &Socket{UDPConn: conn, batch: ipv4.NewPacketConn(conn), own: newTag(), keys: newKeys(), log: log}
+	return &Socket{UDPConn: conn, batch: ipv4.NewPacketConn(conn), own: newTag(), keys: newKeys(), log: log, handed: make(chan struct{}, 1)}
 }
 
 // IDs makes this process's connection IDs.
