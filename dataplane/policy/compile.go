@@ -42,6 +42,9 @@ func CompileRoute(route config.Key, spec *configv1.Route, effective []config.Eff
 		deps.Now = time.Now
 	}
 	c := compiler{route: route, spec: spec, deps: deps}
+	// Steps point into c and keep it for as long as the route lives: not with it the
+	// whole configuration, which is where Deps.Issuer looks.
+	defer func() { c.deps = Deps{} }()
 	for _, p := range effective {
 		if err := c.add(declare(route, p)); err != nil {
 			return nil, fmt.Errorf("%s: %w", p.Origin, err)

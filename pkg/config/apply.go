@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"slices"
-	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 
@@ -67,7 +66,8 @@ func (c Checked) Apply(d Delta) (Checked, Affected, error) {
 	if known := c.recall(&a); known != nil {
 		return known.checked, known.affected, nil
 	}
-	a.last = new(atomic.Pointer[outcome])
+	a.memory = new(memory)
+	a.memory.from.Store(c.memory)
 	a.remove()
 	a.put()
 	affected := a.spread()

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"iter"
 	"strconv"
-	"sync/atomic"
 
 	"portcullis.dev/portcullis/pkg/config/expr"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
@@ -22,7 +21,7 @@ type Checked struct {
 	patterns tree[pattern, *entry]         // what routes match, to find those that match the same
 	digest   [32]byte
 	env      *expr.Env
-	last     *atomic.Pointer[outcome] // see recall
+	memory   *memory // see recall
 }
 
 type none struct{}

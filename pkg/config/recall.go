@@ -2,6 +2,7 @@ package config
 
 import (
 	"runtime"
+	"sync/atomic"
 
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -17,14 +18,23 @@ type outcome struct {
 // times: when it is planned, when it is written, and when it comes back from the
 // store. The newest that passed is remembered, by the digest of each document, so
 // that the rules, which would say the same again, are asked once. A configuration
-// that is let go of lets go of it too.
+// that is let go of lets go of it too; and one that is kept, by a request that takes
+// long, lets go of it once that has been changed in its turn: each would keep the
+// next otherwise, and the first of them all.
+
+// memory is what a configuration remembers.
+type memory struct {
+	last atomic.Pointer[outcome]
+	// from is the memory of the configuration that this one was made from.
+	from atomic.Pointer[memory]
+}
 
 // recall returns what the change that a has decided on led to before, or nil.
 func (c Checked) recall(a *application) *outcome {
-	if c.last == nil || len(a.problems) > 0 {
+	if c.memory == nil || len(a.problems) > 0 {
 		return nil
 	}
-	known := c.last.Load()
+	known := c.memory.last.Load()
 	if known == nil || len(known.changed) != len(a.puts)+len(a.gone) {
 		return nil
 	}
@@ -42,8 +52,12 @@ func (c Checked) recall(a *application) *outcome {
 }
 
 func (c Checked) remember(o *outcome) {
-	if c.last != nil {
-		c.last.Store(o)
+	if c.memory == nil {
+		return
+	}
+	c.memory.last.Store(o)
+	if from := c.memory.from.Swap(nil); from != nil {
+		from.last.Store(nil)
 	}
 }
 
