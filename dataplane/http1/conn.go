@@ -51,7 +51,7 @@ type conn struct {
 	keep     bool      // the connection serves on after this exchange
 	linger   bool      // the client may still be sending when the connection is closed
 	abort    bool      // close with a reset
-	last     time.Time // when the last exchange was answered, or the connection began
+	last     time.Time // when the last exchange ended or, while it is answered, that began; else when the connection did
 	first    bool      // nothing has been answered yet
 	beyond   [1]byte   // where a body is read to beyond its end
 	doze     [16]byte  // where the next request is awaited without a buffer
@@ -131,12 +131,14 @@ func (c *conn) end() bool {
 		c.keep = false
 	}
 	c.mu.Unlock()
-	c.exchange.Result.Ended = time.Now()
+	c.last = time.Now()
+	c.exchange.Result.Ended = c.last
 	c.exchange.End()
 	if c.reading {
 		whole := c.body.finish(c.keep)
 		c.linger = c.linger || !whole
 		c.keep = c.keep && whole
+		c.last = time.Now()
 	}
 	c.exchange.Reset()
 	c.first = false
