@@ -40,13 +40,13 @@ type kin struct {
 	boot    uint64
 	log     *slog.Logger
 
-	// charged: this process answers.
+	// charged: this process answers. It is set under mu.
 	charged atomic.Bool
 	running sync.WaitGroup
 	mu      sync.Mutex
-	// Guarded by mu.
-	links  map[*kinLink]struct{}
-	closed bool
+	// Guarded by mu. yielded: a successor answers, whatever becomes of others.
+	links           map[*kinLink]struct{}
+	closed, yielded bool
 }
 
 // kinLink is the socket to one other process.
@@ -80,19 +80,43 @@ func (k *kin) publish(m *busv1.Spent) {
 // queue sends a frame to all, as far as there is room. The caller holds mu.
 func (k *kin) queue(frame []byte) {
 	for l := range k.links {
-		select {
-		case l.send <- frame:
-		default:
+		l.offer(frame)
+	}
+}
+
+// offer reports false when there is no room. The caller holds kin.mu.
+func (l *kinLink) offer(frame []byte) bool {
+	select {
+	case l.send <- frame:
+		return true
+	default:
+		return false
+	}
+}
+
+// yield leaves it to the successor to answer, which an empty frame tells. A
+// process before this one has yielded itself.
+func (k *kin) yield() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.yielded = true
+	k.charged.Store(false)
+	for l := range k.links {
+		for !l.offer(make([]byte, 4)) {
+			// Totals are told again, this is not.
+			select {
+			case <-l.send:
+			default:
+			}
 		}
 	}
 }
 
-// yield leaves it to the successor to answer, which an empty frame tells.
-func (k *kin) yield() {
+// charge has this process answer, unless it has left that to a successor.
+func (k *kin) charge() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.charged.Store(false)
-	k.queue(make([]byte, 4))
+	k.charged.Store(!k.yielded)
 }
 
 // offer returns the end of a new link for a successor, which gets the buckets when
@@ -148,7 +172,7 @@ func (k *kin) take(file *os.File) error {
 	}
 	k.running.Go(func() {
 		defer conn.Close()
-		defer k.charged.Store(true)
+		defer k.charge()
 		if err != nil {
 			k.remove(l)
 			return
@@ -215,7 +239,7 @@ func (k *kin) exchange(l *kinLink) {
 			return
 		}
 		if m == nil {
-			k.charged.Store(true)
+			k.charge()
 			continue
 		}
 		k.limiter.Receive(k.node, boot, m, time.Now())

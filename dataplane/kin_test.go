@@ -74,3 +74,49 @@ func TestBucketsAreHandedOver(t *testing.T) {
 		t.Error("a process that has ended hands over")
 	}
 }
+
+// While three processes overlap, the newest that has taken over answers alone,
+// whoever ends first.
+func TestOneOfManyAnswers(t *testing.T) {
+	first, endFirst := start(t, 1)
+	first.charged.Store(true)
+	succeed := func(before *kin, boot uint64) (*kin, func()) {
+		t.Helper()
+		offered, err := before.offer()
+		if err != nil {
+			t.Fatal(err)
+		}
+		after, end := start(t, boot)
+		if err := after.take(offered); err != nil {
+			t.Fatal(err)
+		}
+		// However much waits to be told.
+		for range 2 * kinQueue {
+			before.publish(&busv1.Spent{Now: 1})
+		}
+		before.yield()
+		await(t, "the successor answers", after.charged.Load)
+		return after, end
+	}
+	second, endSecond := succeed(first, 2)
+	third, _ := succeed(second, 3)
+	key, rate := limit.KeyOf("k"), limit.Rate{PerSecond: 0.001, Burst: 100}
+	second.limiter.Spend(key, rate, 80, time.Now())
+	// It was told so after the second had yielded.
+	await(t, "the first hears of what the second spends", func() bool {
+		return first.limiter.Spend(key, rate, 0, time.Now()).Remaining < 21
+	})
+	if first.charged.Load() {
+		t.Error("the first answers again when the second yields")
+	}
+	endFirst()
+	await(t, "the second hears of the end of the first", func() bool {
+		second.mu.Lock()
+		defer second.mu.Unlock()
+		return len(second.links) == 1
+	})
+	endSecond()
+	if second.charged.Load() || !third.charged.Load() {
+		t.Error("the second answers again when the first ends")
+	}
+}
