@@ -23,8 +23,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	adminv1 "portcullis.dev/portcullis/proto/admin/v1"
@@ -172,7 +170,7 @@ func (k *Keeper) round(ctx context.Context, work *sync.WaitGroup, now time.Time)
 		if source.Certificate.GetAcme() == nil || k.working[source.Key] {
 			continue
 		}
-		wait := due(source, now)
+		wait := k.due(source, now)
 		ask := wait > 0
 		if ask {
 			wait = min(wait, k.untilAsk(source, now))
@@ -185,15 +183,6 @@ func (k *Keeper) round(ctx context.Context, work *sync.WaitGroup, now time.Time)
 		work.Go(func() { k.work(ctx, source, ask) })
 	}
 	return max(next, 10*time.Millisecond)
-}
-
-// due returns how long it is until the certificate is to be ordered. What was
-// ordered for something else than the Certificate says now is due at once.
-func due(source Source, now time.Time) time.Duration {
-	if source.Issued == nil || !proto.Equal(source.Issued.Ordered, source.Certificate.GetAcme()) {
-		return 0
-	}
-	return source.Issued.RefreshAt.AsTime().Sub(now)
 }
 
 // work orders one certificate or asks when to, unless another replica is at it.
@@ -251,42 +240,10 @@ func (k *Keeper) claimed(ctx context.Context, source Source, ask bool, log *slog
 	switch {
 	case err != nil || !ok || source.Certificate.GetAcme() == nil:
 		return err
-	case due(source, time.Now()) <= 0:
+	case k.due(source, time.Now()) <= 0:
 		return k.renew(mine, source, log)
 	case ask && source.Issued.Failures == 0:
 		return k.ask(mine, source, log)
 	}
 	return nil
-}
-
-// renew orders, and writes what came of it. Its error says that this could not be
-// written, or that ctx ended.
-func (k *Keeper) renew(ctx context.Context, source Source, log *slog.Logger) error {
-	spec := source.Certificate.GetAcme()
-	log.Info("acme: ordering a certificate", "hostnames", spec.Hostnames, "directory", directoryOf(spec))
-	bounded, cancel := context.WithTimeout(ctx, orderTimeout)
-	o := &order{Keeper: k, source: source}
-	issued, err := o.run(bounded)
-	cancel()
-	switch {
-	case errors.Is(err, errMoved):
-		log.Info("acme: the Certificate has changed meanwhile; the order was given up")
-		return nil
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case err != nil:
-		issued = k.failed(source, err, time.Now())
-		log.Error("acme: no certificate was issued; the last one stays", "problem", issued.Problem,
-			"failures", issued.Failures, "again_at", issued.RefreshAt.AsTime())
-		_, err = k.write(ctx, source, issued, "acme: failed")
-	default:
-		log.Info("acme: a certificate was issued", "hostnames", spec.Hostnames, "refresh_at", issued.RefreshAt.AsTime())
-		if _, err = k.write(ctx, source, issued, "acme: issued"); err == nil {
-			k.appoint(ctx, Source{Key: source.Key, Issued: issued}, o.askIn)
-		}
-	}
-	if errors.Is(err, errMoved) {
-		return nil
-	}
-	return err
 }

@@ -50,6 +50,8 @@ type world struct {
 	asked    int  // challenges that the node was asked
 	waited   config.Version
 	writeErr error
+	// refuse, when set, is the configuration's rules.
+	refuse func(*configv1.IssuedCertificate) error
 }
 
 func newWorld(t *testing.T, lifetime time.Duration) *world {
@@ -120,6 +122,11 @@ func (w *world) write(_ context.Context, source Source, issued *configv1.IssuedC
 	}
 	if !proto.Equal(source.Certificate.Acme, w.spec) {
 		return config.Version{}, false, nil
+	}
+	if w.refuse != nil {
+		if err := w.refuse(issued); err != nil {
+			return config.Version{}, false, err
+		}
 	}
 	w.issued = proto.CloneOf(issued)
 	w.version.Revision++

@@ -84,7 +84,7 @@ func TestDue(t *testing.T) {
 		"ordered":            {&configv1.IssuedCertificate{Ordered: proto.CloneOf(spec), RefreshAt: later}, time.Hour},
 		"broken off":         {&configv1.IssuedCertificate{Challenges: []*configv1.ACMEChallenge{{}}}, 0},
 	} {
-		if got := due(Source{Certificate: &configv1.Certificate{Acme: spec}, Issued: c.issued}, now); got != c.want {
+		if got := New(Config{}).due(Source{Certificate: &configv1.Certificate{Acme: spec}, Issued: c.issued}, now); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}
 	}

@@ -44,6 +44,7 @@ func lifeOf(leaf *x509.Certificate, issued *timestamppb.Timestamp) life {
 	return life{issued.AsTime(), leaf.NotAfter}
 }
 
+// length is at most 292 years, which is what a Duration holds: not to be multiplied.
 func (l life) length() time.Duration { return l.to.Sub(l.from) }
 
 // earliest and latest bound when a certificate is ordered again by a suggestion.
@@ -54,7 +55,7 @@ func (l life) latest() time.Time   { return l.to.Add(-l.length() / 10) }
 // thirds of the life are over, up to a twentieth earlier so that what was issued
 // together is not renewed together.
 func (l life) share() time.Time {
-	return l.from.Add(l.length()*2/3 - rand.N(l.length()/20+1))
+	return l.from.Add(l.length() - l.length()/3 - rand.N(l.length()/20+1))
 }
 
 // draw picks a moment of a window, each as likely as any other (RFC 9773, 4.2). The
