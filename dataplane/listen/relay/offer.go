@@ -34,7 +34,9 @@ func (s *Socket) Offer() (map[string]*os.File, error) {
 		files[socketFile], err = duplicate(s.UDPConn)
 	}
 	if all := s.older.Load(); err == nil && all != nil {
-		for i, o := range (*all)[:min(len(*all), maxOlder-1)] {
+		most := min(len(*all), maxOlder-1)
+		s.leaving = (*all)[most:]
+		for i, o := range (*all)[:most] {
 			if files[fmt.Sprintf(beforeFile, i+1, o.tag)], err = duplicate(o.conn); err != nil {
 				break
 			}
@@ -162,10 +164,14 @@ func (s *Socket) handOver() bool {
 	s.source.Store(to)
 	// The successor passes on from now on.
 	if all := s.older.Swap(nil); all != nil {
+		for _, o := range s.leaving {
+			o.leaveOut()
+		}
 		for _, o := range *all {
 			_ = o.conn.Close()
 		}
 	}
+	s.leaving = nil
 	return true
 }
 

@@ -6,6 +6,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // older is a process that is passed its packets.
@@ -75,3 +76,14 @@ func (o *older) pass(b []byte, from net.Addr, oob, datagram []byte) {
 	}
 	o.passed.Add(1)
 }
+
+// leaveOut tells the process that it is passed nothing any more, though the socket
+// has its reader.
+func (o *older) leaveOut() {
+	_ = o.conn.SetWriteDeadline(time.Now().Add(leaveOutWait))
+	_, _ = o.conn.Write([]byte{leftOut})
+}
+
+// leaveOutWait bounds the wait of a hand-over for a process that does not take its
+// packets.
+const leaveOutWait = 100 * time.Millisecond

@@ -12,7 +12,7 @@
 //
 // The predecessor reads until it hands over, and says so through the pair once it
 // has read for the last time: there are never two readers. When the last successor
-// is gone it reads again. A successor inherits the ends of all that still drain,
+// is gone it reads again, unless it was told that it is merely left out. A successor inherits the ends of all that still drain,
 // not only that of the one before it, so none needs another to live.
 //
 // The package knows where in a packet its connection ID stands (RFC 8999), and
@@ -119,6 +119,9 @@ const (
 	handedOver byte = 1
 	// passedOn, to a predecessor: a datagram with all that the kernel said of it.
 	passedOn byte = 2
+	// leftOut, to a predecessor, last: nothing is passed on to it any more, and the
+	// socket is read by another.
+	leftOut byte = 3
 )
 
 // maxFrame holds a datagram that QUIC may send here, and what is said of it.
@@ -152,7 +155,10 @@ func appendPacket(b []byte, from *net.UDPAddr, oob, datagram []byte) ([]byte, er
 	return append(append(b, oob...), datagram...), nil
 }
 
-var errFrame = errors.New("a packet that was passed on is not understood")
+var (
+	errFrame   = errors.New("a packet that was passed on is not understood")
+	errLeftOut = errors.New("too many processes came after this one")
+)
 
 // parsePacket splits what appendPacket made. The parts lie in b.
 func parsePacket(b []byte) (from *net.UDPAddr, oob, datagram []byte, err error) {

@@ -223,6 +223,9 @@ func TestEachGetsItsOwn(t *testing.T) {
 	b.end(t)
 	s.send(t, a, "still")
 	a.wants(t, "still")
+	for len(*c.older.Load()) > 1 {
+		time.Sleep(time.Millisecond)
+	}
 	s.send(t, b, "too-late")
 	c.wants(t, "too-late")
 	a.end(t)
@@ -292,6 +295,44 @@ func TestPredecessorThatEnds(t *testing.T) {
 	b := started(t, inherited)
 	s.send(t, nil, "new")
 	b.wants(t, "new")
+}
+
+// One process too many: the oldest gets nothing any more, and takes nothing from
+// the newest.
+func TestTheOldestIsLeftOut(t *testing.T) {
+	all := []*process{first(t)}
+	s := all[0].sender(t)
+	for range maxOlder + 1 {
+		all = append(all, all[len(all)-1].next(t))
+	}
+	oldest, newest := all[0], all[len(all)-1]
+	resting := func() bool {
+		oldest.mu.Lock()
+		defer oldest.mu.Unlock()
+		return oldest.plug != nil
+	}
+	for !resting() {
+		time.Sleep(time.Millisecond)
+	}
+	for _, p := range all[1:] {
+		s.send(t, p, "own")
+		p.wants(t, "own")
+	}
+	for range 100 {
+		s.send(t, nil, "new")
+		newest.wants(t, "new")
+	}
+	for _, p := range all[1:] {
+		p.end(t)
+	}
+	// Nobody is passed it, nobody reads it.
+	s.send(t, nil, "orphan")
+	if err := oldest.SetReadDeadline(time.Now()); err != nil {
+		t.Error(err)
+	}
+	for got := range oldest.got {
+		t.Errorf("the oldest reads %q", got)
+	}
 }
 
 // A process that does not take its packets holds up nobody.

@@ -44,9 +44,13 @@ type Socket struct {
 	mu sync.Mutex
 	// Guarded by mu. offered is our end of the pair that the newest Offer made;
 	// handing: the reader is to hand over to who has the other.
-	offered  *net.UnixConn
-	handing  bool
-	closed   bool
+	offered *net.UnixConn
+	handing bool
+	closed  bool
+	// leaving are those of older that the last Offer left out; plug keeps silence
+	// open for who was.
+	leaving  []*older
+	plug     *os.File
 	deadline time.Time // of reads, as the user of the socket wants it
 }
 
@@ -134,6 +138,8 @@ func (s *Socket) ReadBatch(ms []ipv4.Message, flags int) (int, error) {
 				return 1, nil
 			case errors.Is(err, os.ErrDeadlineExceeded):
 				return 0, err
+			case errors.Is(err, errLeftOut):
+				s.rest(source)
 			case !errors.Is(err, errFrame):
 				s.resume(source, err)
 			}
@@ -161,6 +167,9 @@ func (s *Socket) receive(source *net.UnixConn, m *ipv4.Message) error {
 	if err != nil {
 		return err
 	}
+	if n == 1 && s.frame[0] == leftOut {
+		return errLeftOut
+	}
 	from, oob, datagram, err := parsePacket(s.frame[:n])
 	if err != nil {
 		return err
@@ -180,6 +189,25 @@ func (s *Socket) resume(source *net.UnixConn, why error) {
 	}
 	_ = s.UDPConn.SetReadDeadline(s.deadline)
 	s.log.Info("the process that had QUIC's socket is gone: this one reads it again", "error", why)
+}
+
+// rest reads from where nothing comes until the socket is closed: another process
+// reads it, and passes nothing on.
+func (s *Socket) rest(source *net.UnixConn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return
+	}
+	silent, plug, err := pair()
+	if err != nil {
+		return // the end comes next, and it reads the socket: there is nothing better
+	}
+	_ = silent.SetReadDeadline(s.deadline)
+	s.plug = plug
+	s.source.Store(silent)
+	_ = source.Close()
+	s.log.Warn("this process is passed no more packets of QUIC", "reason", errLeftOut)
 }
 
 // sort passes on what belongs to others, and moves the rest to the front. What is
@@ -227,6 +255,9 @@ func (s *Socket) Close() error {
 		if conn != nil {
 			_ = conn.Close()
 		}
+	}
+	if s.plug != nil {
+		_ = s.plug.Close()
 	}
 	err := s.UDPConn.Close()
 	if all := s.older.Load(); all != nil {
