@@ -34,6 +34,9 @@ const (
 	orderTimeout = 10 * time.Minute
 	// maxOrders bounds the orders at once, in one replica.
 	maxOrders = 4
+	// maxShare is how many of them, and of the questions, are one workspace's: whose
+	// authority keeps it waiting must not keep the others.
+	maxShare = maxOrders / 2
 	// maxBackoff bounds the time between orders that fail.
 	maxBackoff = 12 * time.Hour
 	// rateLimited is how long an authority is left alone that has said that it was
@@ -100,10 +103,17 @@ type Keeper struct {
 	// Guarded by mu: what this replica is at, and until when it leaves a certificate
 	// to another or to better times.
 	working map[config.Key]bool
+	turns   map[turn]int
 	blocked map[config.Key]time.Time
 	// When the authority is asked about a certificate again.
 	asked  map[config.Key]remembered
 	alarms alarms
+}
+
+// turn is what a workspace has its share of.
+type turn struct {
+	workspace string
+	ask       bool
 }
 
 // New makes a Keeper; Run keeps.
@@ -122,7 +132,7 @@ func New(cfg Config) *Keeper {
 	}
 	return &Keeper{
 		cfg: cfg, orders: make(chan struct{}, maxOrders), questions: make(chan struct{}, maxQuestions), ended: make(chan struct{}, 1),
-		working: map[config.Key]bool{}, blocked: map[config.Key]time.Time{}, asked: map[config.Key]remembered{},
+		working: map[config.Key]bool{}, turns: map[turn]int{}, blocked: map[config.Key]time.Time{}, asked: map[config.Key]remembered{},
 		alarms: alarms{raised: map[config.Key]time.Time{}},
 	}
 }
@@ -179,6 +189,11 @@ func (k *Keeper) round(ctx context.Context, work *sync.WaitGroup, now time.Time)
 			next = min(next, wait)
 			continue
 		}
+		mine := turn{source.Key.Workspace, ask}
+		if k.turns[mine] == maxShare {
+			continue // one that ends begins another round
+		}
+		k.turns[mine]++
 		k.working[source.Key] = true
 		work.Go(func() { k.work(ctx, source, ask) })
 	}
@@ -191,6 +206,10 @@ func (k *Keeper) work(ctx context.Context, source Source, ask bool) {
 	defer func() {
 		k.mu.Lock()
 		delete(k.working, source.Key)
+		mine := turn{source.Key.Workspace, ask}
+		if k.turns[mine]--; k.turns[mine] == 0 {
+			delete(k.turns, mine)
+		}
 		if pause > 0 {
 			k.blocked[source.Key] = time.Now().Add(pause)
 		}

@@ -31,6 +31,9 @@ const (
 	// maxRequests bounds the requests of one order: an authority that names ever
 	// more URLs does not keep us for ever.
 	maxRequests = 1000
+	// maxRead bounds their answers together: the library gathers chains from as many
+	// answers as they are said to go on in.
+	maxRead = 8 << 20
 	// maxProblem bounds a problem's text.
 	maxProblem = 512
 )
@@ -74,6 +77,7 @@ type guard struct {
 	base http.RoundTripper
 	host string
 	made atomic.Int64
+	read atomic.Int64 // of answers, in bytes
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -88,7 +92,7 @@ func (g *guard) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
-	resp.Body = &bounded{ReadCloser: resp.Body, left: maxAnswer}
+	resp.Body = &bounded{ReadCloser: resp.Body, left: maxAnswer, all: &g.read}
 	return resp, nil
 }
 
@@ -96,16 +100,20 @@ func hostOf(u *url.URL) string {
 	return strings.ToLower(strings.TrimSuffix(u.Host, ":443"))
 }
 
-// bounded fails where an answer goes on beyond its bound.
+// bounded fails where an answer, or all of them, go on beyond their bound.
 type bounded struct {
 	io.ReadCloser
 	left int
+	all  *atomic.Int64
 }
 
 func (b *bounded) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p[:min(len(p), b.left+1)])
 	if b.left -= n; b.left < 0 {
 		return 0, fmt.Errorf("the answer is larger than %d KiB", maxAnswer>>10)
+	}
+	if b.all.Add(int64(n)) > maxRead {
+		return 0, fmt.Errorf("the order's answers are larger than %d MiB", maxRead>>20)
 	}
 	return n, err
 }

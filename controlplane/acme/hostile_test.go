@@ -1,14 +1,22 @@
 package acme
 
 import (
+	"context"
 	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"portcullis.dev/portcullis/controlplane/store"
 	"portcullis.dev/portcullis/pkg/config"
 	configv1 "portcullis.dev/portcullis/proto/config/v1"
 )
@@ -61,5 +69,76 @@ func TestACertificateThatIsRefusedIsAFailure(t *testing.T) {
 	failed := w.until("a failure", func(i *configv1.IssuedCertificate) bool { return i.GetFailures() > 0 })
 	if !strings.Contains(failed.Problem, "certifies none") || failed.Certificate != "" || len(failed.Challenges) > 0 || time.Until(failed.RefreshAt.AsTime()) < time.Minute {
 		t.Errorf("written as %v", failed)
+	}
+}
+
+// A workspace whose authority keeps every order waiting does not keep the others
+// from theirs.
+func TestOneWorkspaceDoesNotTakeEveryTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		items := store.NewMemory()
+		defer func() { _ = items.Close() }()
+		sources := []Source{}
+		for i := range 10 {
+			sources = append(sources, Source{Key: config.Key{Kind: config.KindCertificate, Workspace: "slow", Name: fmt.Sprint(i)}})
+		}
+		sources = append(sources, Source{Key: config.Key{Kind: config.KindCertificate, Workspace: "w", Name: "site"}})
+		for i := range sources {
+			sources[i].Certificate = &configv1.Certificate{Acme: &configv1.ACME{}}
+		}
+		turn := make(chan struct{})
+		var slow atomic.Int64
+		k := New(Config{
+			Locks: items.Items("locks"), Changed: make(chan struct{}), Sources: func() []Source { return sources },
+			// What comes next would ask the authority.
+			Find: func(ctx context.Context, key config.Key) (Source, bool, error) {
+				if key.Workspace == "w" {
+					close(turn)
+				} else {
+					slow.Add(1)
+				}
+				<-ctx.Done()
+				return Source{}, false, ctx.Err()
+			},
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); _ = k.Run(ctx) }()
+		synctest.Wait()
+		select {
+		case <-turn:
+		default:
+			t.Error("the other workspace waits")
+		}
+		if slow := slow.Load(); slow != maxShare {
+			t.Errorf("%d of the slow workspace's are under way, want %d", slow, maxShare)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// However small its answers' number, an authority has us read no more than a bound.
+func TestAnOrderReadsSoMuch(t *testing.T) {
+	answer := strings.Repeat("x", maxAnswer)
+	g := &guard{host: "ca.example", base: answers(func(*http.Request) *http.Response {
+		return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(answer))}
+	})}
+	for i := 1; ; i++ {
+		req, err := http.NewRequest("GET", "https://ca.example/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := g.RoundTrip(req)
+		if err == nil {
+			_, err = io.Copy(io.Discard, resp.Body)
+			err = errors.Join(err, resp.Body.Close())
+		}
+		if read := i * maxAnswer; (err != nil) != (read > maxRead) {
+			t.Fatalf("after %d KiB: %v", read>>10, err)
+		}
+		if err != nil {
+			return
+		}
 	}
 }

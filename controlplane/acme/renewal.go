@@ -23,7 +23,8 @@ const (
 	// spread is over what time the first questions are spread about certificates of
 	// which nobody knows when they were asked about last.
 	spread = time.Hour
-	// askAgain is when an authority is asked again whose answer could not be written.
+	// askAgain is when an authority is asked again whose answer could not be written,
+	// and at the earliest when it was: each has every node told.
 	askAgain = 10 * time.Minute
 )
 
@@ -185,6 +186,7 @@ func (k *Keeper) askAt(ctx context.Context, client *acme.Client, source Source, 
 			k.appoint(ctx, source, askAgain)
 			return err
 		}
+		wait = max(wait, askAgain)
 	}
 	k.appoint(ctx, source, wait)
 	return nil
