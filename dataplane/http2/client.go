@@ -107,6 +107,7 @@ type ClientConn struct {
 	spare    []byte
 	taken    uint64 // bytes handed to the socket, ever
 	flushing bool
+	writes   time.Time // when the write that is under way began; zero: none is
 	room     sync.Cond // out has been written
 	broken   error     // of writing
 	ending   error     // why the reader is to return

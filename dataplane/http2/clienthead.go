@@ -14,6 +14,9 @@ import (
 // them; it is told to the upstream.
 const maxAnswerHead = 256 << 10
 
+// keepFields is for how many fields of a head room is kept.
+const keepFields = 256
+
 // answerHead takes the fields of one header block as the decoder yields them, and
 // vets each by RFC 9113, 8.2 and 8.3. It keeps the first flaw and reads on, since
 // the decoder's state depends on the whole block. It belongs to the reader.
@@ -30,8 +33,17 @@ type answerHead struct {
 }
 
 func (h *answerHead) begin(ignored, trailer bool) {
-	clear(h.fields)
-	*h = answerHead{ignored: ignored, trailer: trailer, fields: h.fields[:0], length: -1}
+	*h = answerHead{ignored: ignored, trailer: trailer, fields: emptied(h.fields), length: -1}
+}
+
+// emptied is the room of the fields for others, unless that is worth giving back:
+// connections keep it for as many streams as they have had at once.
+func emptied(fields []exchange.Field) []exchange.Field {
+	if cap(fields) > keepFields {
+		return nil
+	}
+	clear(fields)
+	return fields[:0]
 }
 
 func (h *answerHead) bad(format string, args ...any) {

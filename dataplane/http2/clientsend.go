@@ -8,6 +8,8 @@ import (
 	"sync"
 
 	h2 "golang.org/x/net/http2"
+
+	"portcullis.dev/portcullis/dataplane/exchange"
 )
 
 // errBodyLength is what a body is refused for.
@@ -35,7 +37,7 @@ func (s *ClientStream) startLocked(rest []byte, streams bool) {
 }
 
 // stopLocked ends the sender, and waits for that. A read that waits for the client
-// is woken.
+// is woken; a body of which nothing was read stays as it is, for another connection.
 func (s *ClientStream) stopLocked() {
 	t := &s.sender
 	if !t.running {
@@ -44,7 +46,7 @@ func (s *ClientStream) stopLocked() {
 	t.over = true
 	s.change.Broadcast()
 	s.c.room.Broadcast()
-	if t.streams {
+	if t.begun {
 		body := s.call.Request.Body.Reader
 		s.c.mu.Unlock()
 		_ = body.Close()
@@ -86,6 +88,11 @@ func (s *ClientStream) sendLocked() error {
 		t.begun = true
 		s.c.mu.Unlock()
 		n, err := body.Reader.Read(buffer[:])
+		var trailer exchange.Header
+		if err == io.EOF && body.Trailer != nil {
+			// It is theirs who have locks of their own.
+			trailer = body.Trailer()
+		}
 		s.c.mu.Lock()
 		if t.over || !s.live {
 			return nil
@@ -101,8 +108,7 @@ func (s *ClientStream) sendLocked() error {
 			// Where a trailer may follow, the end is to be read too.
 			ended = ended || left == 0 && body.Trailer == nil
 		}
-		if ended && body.Trailer != nil && err == io.EOF {
-			trailer := body.Trailer()
+		if trailer.Len() > 0 {
 			if s.tail, err = appendRequestTrailer(s.tail, &trailer); err != nil {
 				return err
 			}

@@ -158,10 +158,11 @@ func (s *ClientStream) openLocked(streams bool) error {
 	if c.refused || c.ending != nil || c.broken != nil {
 		return http1.ErrUnsent
 	}
-	if s.id = c.next; s.id+2 > maxWindow {
-		c.final = true
+	s.id = c.next
+	if c.next += 2; c.next > maxWindow {
+		// There are no more ids (RFC 9113, 5.1.1).
+		c.final, c.refused = true, true
 	}
-	c.next += 2
 	c.reserved--
 	s.at, s.live, s.window, s.allowed = c.taken+uint64(len(c.out)), true, c.grant, clientStreamWindow
 	c.streams[s.id] = s
@@ -235,8 +236,7 @@ func (s *ClientStream) tick() {
 	if cause != nil {
 		s.giveUpLocked(h2.ErrCodeCancel, cause)
 		if s.writing {
-			// It would wait for the socket, which takes not even small requests.
-			c.cutLocked(fmt.Errorf("write to upstream: %w", http1.ErrTimeout))
+			s.leaveLocked(now)
 		}
 		return
 	}
@@ -344,14 +344,12 @@ func (s *ClientStream) finish() {
 		s.unwatch = nil
 	}
 	if fields := s.resp.Header.Fields(); cap(fields) > 0 {
-		clear(fields)
-		s.fields = fields[:0]
+		s.fields = fields
 	}
+	s.fields, s.behind = emptied(s.fields), emptied(s.behind)
 	if cap(s.block) > keepOut {
 		s.block = nil
 	}
-	clear(s.behind)
-	s.behind = s.behind[:0]
 	s.resp, s.call = exchange.Response{}, http1.Call{}
 	s.progress, s.sender = progress{}, clientSender{}
 	s.generation++

@@ -8,7 +8,13 @@ import (
 	"time"
 
 	h2 "golang.org/x/net/http2"
+
+	"portcullis.dev/portcullis/dataplane/http1"
 )
+
+// littleOut is how much a request writes that waits for its answer meanwhile: it
+// cannot leave before that is written.
+const littleOut = 32 << 10
 
 // blockLocked queues a header block.
 func (c *ClientConn) blockLocked(id uint32, block []byte, end bool) {
@@ -48,10 +54,26 @@ func (c *ClientConn) flushLocked(s *ClientStream) {
 	c.kickLocked()
 }
 
-// drainLocked writes what is queued, until nothing is, or the stream has its
-// answer. It lets go of the lock in between, and of flushing at the end.
+// leaveLocked lets go of a request that is over while it writes for all: behind the
+// write that is under way others write on. One that has lasted for glance would keep
+// it for longer: the socket takes not even little, and the connection ends.
+func (s *ClientStream) leaveLocked(now time.Time) {
+	c := s.c
+	switch lasts := now.Sub(c.writes); {
+	case c.writes.IsZero():
+		s.timer.Reset(glance)
+	case lasts < glance:
+		s.timer.Reset(glance - lasts)
+	default:
+		c.cutLocked(fmt.Errorf("write to upstream: %w", http1.ErrTimeout))
+	}
+}
+
+// drainLocked writes what is queued, until nothing is, or the stream, whose request
+// waits meanwhile, has its answer, or it would have to write much for others. It
+// lets go of the lock in between, and of flushing at the end.
 func (c *ClientConn) drainLocked(s *ClientStream) {
-	for len(c.out) > 0 && c.broken == nil && (s == nil || !s.headed && s.err == nil) {
+	for len(c.out) > 0 && c.broken == nil && (s == nil || !s.headed && s.err == nil && len(c.out) <= littleOut) {
 		if len(c.streams) > 1 && len(c.out) < outLimit/2 {
 			// Others may be about to ask too: one write carries them all.
 			c.mu.Unlock()
@@ -61,9 +83,11 @@ func (c *ClientConn) drainLocked(s *ClientStream) {
 		out, parting := c.out, c.ending != nil
 		c.out, c.answers = c.spare[:0], 0
 		c.taken += uint64(len(out))
+		c.writes = time.Now()
 		c.mu.Unlock()
 		n, err := c.write(out, parting)
 		c.mu.Lock()
+		c.writes = time.Time{}
 		if c.spare = nil; cap(out) <= keepOut {
 			c.spare = out[:0]
 		}
