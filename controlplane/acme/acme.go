@@ -255,7 +255,10 @@ func (k *Keeper) claimed(ctx context.Context, source Source, ask bool, log *slog
 	}
 	defer release()
 	// As of now: what this replica saw last may be what another has just renewed.
-	source, ok, err := k.cfg.Find(mine, source.Key)
+	// Not for ever: a replica that cannot follow the store leaves it to one that can.
+	soon, cancel := context.WithTimeout(mine, k.cfg.Claim)
+	source, ok, err := k.cfg.Find(soon, source.Key)
+	cancel()
 	switch {
 	case err != nil || !ok || source.Certificate.GetAcme() == nil:
 		return err

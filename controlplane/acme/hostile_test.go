@@ -142,3 +142,38 @@ func TestAnOrderReadsSoMuch(t *testing.T) {
 		}
 	}
 }
+
+// A replica that does not get at the newest configuration gives the certificate to
+// one that does.
+func TestAReplicaThatIsBehindLetsGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		items := store.NewMemory()
+		defer func() { _ = items.Close() }()
+		source := Source{Key: key, Certificate: &configv1.Certificate{Acme: &configv1.ACME{}}}
+		found := make(chan struct{}, 100)
+		run := func(ctx context.Context, replica string, find func(context.Context) error) (done chan struct{}) {
+			k := New(Config{
+				Replica: replica, Locks: items.Items("locks"), Changed: make(chan struct{}), Sources: func() []Source { return []Source{source} },
+				Find: func(ctx context.Context, _ config.Key) (Source, bool, error) { return Source{}, false, find(ctx) },
+			})
+			done = make(chan struct{})
+			go func() { defer close(done); _ = k.Run(ctx) }()
+			return done
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		behind := run(ctx, "behind", func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })
+		synctest.Wait()
+		other := run(ctx, "other", func(context.Context) error {
+			found <- struct{}{}
+			return errors.New("that will do")
+		})
+		select {
+		case <-found:
+		case <-time.After(10 * time.Minute):
+			t.Error("nobody else gets to it")
+		}
+		cancel()
+		<-behind
+		<-other
+	})
+}
