@@ -3,11 +3,15 @@
 package http1
 
 import (
+	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"testing"
 	"time"
+
+	"pgregory.net/rapid"
 
 	"portcullis.dev/portcullis/dataplane/exchange"
 )
@@ -89,4 +93,75 @@ func TestCutDoesNotWaitForATurn(t *testing.T) {
 		t.Errorf("%d, %v: the connection is not cut", n, err)
 	}
 	close(release)
+}
+
+// However requests are cut on their way, each is answered, in order.
+func TestTurnsAnswerAllHoweverTheyArrive(t *testing.T) {
+	t.Parallel()
+	f := start(t, Config{})
+	rapid.Check(t, func(rt *rapid.T) {
+		var all strings.Builder
+		var want []string
+		for i := range rapid.IntRange(1, 6).Draw(rt, "requests") {
+			method, body := "GET", ""
+			if rapid.Bool().Draw(rt, "body") {
+				method, body = "POST", "hello"
+			}
+			padding := strings.Repeat("p", rapid.IntRange(0, readBuffer+1).Draw(rt, "padding"))
+			fmt.Fprintf(&all, "%s /%d HTTP/1.1\r\nHost: a\r\nX-Padding: %s\r\nContent-Length: %d\r\n\r\n%s", method, i, padding, len(body), body)
+			want = append(want, fmt.Sprintf("%s /%d?", method, i))
+		}
+		c := f.dial()
+		defer c.Close()
+		rest := all.String()
+		cuts := rapid.SliceOfN(rapid.IntRange(1, len(rest)), 0, 8).Draw(rt, "cuts")
+		sent := make(chan error, 1)
+		go func() {
+			for _, n := range cuts {
+				n = min(n, len(rest))
+				if _, err := io.WriteString(c, rest[:n]); err != nil {
+					sent <- err
+					return
+				}
+				rest = rest[n:]
+			}
+			_, err := io.WriteString(c, rest)
+			sent <- err
+		}()
+		for _, one := range want {
+			if _, body := c.receive(strings.Fields(one)[0]); !strings.HasPrefix(body, one) {
+				rt.Fatalf("%.20q, want %q", body, one)
+			}
+		}
+		if err := <-sent; err != nil {
+			rt.Fatal(err)
+		}
+	})
+}
+
+// bang is a body that panics.
+type bang struct{}
+
+func (bang) Read([]byte) (int, error) { panic("bang") }
+
+func (bang) Close() error { return nil }
+
+// What panics within a turn ends the connection; it neither stays nor is waited for.
+func TestAPanicWithinATurnEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	f := start(t, Config{Log: slog.New(slog.DiscardHandler), Handle: func(e *exchange.Exchange) *exchange.Response {
+		if e.Request.Path == "/body" {
+			return &exchange.Response{Status: 200, Body: exchange.Body{Reader: bang{}, Length: 10}}
+		}
+		e.Done = append(e.Done, func(*exchange.Exchange) { panic("bang") })
+		return plain(200, "whole")
+	}})
+	for path, want := range map[string]string{"/body": "", "/done": "whole"} {
+		c := f.dial()
+		c.send(lines("GET "+path+" HTTP/1.1", "Host: a") + lines("GET / HTTP/1.1", "Host: a"))
+		if said, _ := io.ReadAll(c.r); !strings.HasSuffix(string(said), want) || want == "" && len(said) > 0 {
+			t.Errorf("%s: %q", path, said)
+		}
+	}
+	f.empty()
 }
