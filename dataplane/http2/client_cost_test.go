@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 the library's client is what ours is compared with
+
 package http2
 
 import (
@@ -104,7 +106,7 @@ func BenchmarkClient(b *testing.B) {
 			if err != nil {
 				b.Fatal(err)
 			}
-			c, err := (&h2.Transport{AllowHTTP: true, DisableCompression: true}).NewClientConn(nc) //nolint:staticcheck // what we compare with
+			c, err := (&h2.Transport{AllowHTTP: true, DisableCompression: true}).NewClientConn(nc)
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -133,7 +135,7 @@ func perRequest(b *testing.B, parallel int, ask func(buffer []byte)) time.Durati
 	return used
 }
 
-func askLibrary(b *testing.B, c *h2.ClientConn, buffer []byte) { //nolint:staticcheck // what we compare with
+func askLibrary(b *testing.B, c *h2.ClientConn, buffer []byte) {
 	in := ordinary()
 	r := &http.Request{Method: in.Method, URL: &url.URL{Scheme: "http", Host: in.Authority, Opaque: in.Path}, Host: in.Authority, Header: http.Header{}}
 	for _, f := range in.Header.Fields() {

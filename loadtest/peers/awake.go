@@ -20,7 +20,7 @@ import (
 // (SCHED_IDLE, sched(7)). It ends when its parent does.
 func giveWay(args []string) error {
 	if len(args) == 0 {
-		return errors.New("usage: peers idle COMMAND [ARGUMENT]...")
+		return errors.New("no command; usage: peers idle COMMAND [ARGUMENT ...] as a child of the measurement")
 	}
 	program, err := exec.LookPath(args[0])
 	if err != nil {
