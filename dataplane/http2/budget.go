@@ -10,7 +10,7 @@ import (
 // limits are far above what any client does that wants answers.
 const (
 	// Frames that carry nothing: PING, SETTINGS, PRIORITY, WINDOW_UPDATE, RST_STREAM,
-	// empty DATA and unknown ones. What is answered earns more of them, since a
+	// empty DATA and unknown ones; and each of the settings. What is answered earns more of them, since a
 	// client grants windows for what it receives.
 	mostControl    = 2000
 	controlPerSec  = 100

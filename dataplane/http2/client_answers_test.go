@@ -176,6 +176,7 @@ var framesOfUpstreams = map[string]said{
 	"frames too small":            {say: func(r *raw, _ uint32) { _ = r.WriteSettings(h2.Setting{ID: h2.SettingMaxFrameSize, Val: 1}) }, err: http1.ErrAnswer, dies: true, code: protocol},
 	"a flood of PING":             {say: repeated(mostControl+300, func(r *raw, _ uint32) { _ = r.WritePing(false, [8]byte{}) }), err: http1.ErrAnswer, dies: true, code: calm},
 	"a flood of SETTINGS":         {say: repeated(mostControl+300, func(r *raw, _ uint32) { _ = r.WriteSettings() }), err: http1.ErrAnswer, dies: true, code: calm},
+	"a flood within SETTINGS":     {say: repeated(2, func(r *raw, _ uint32) { _ = r.WriteSettings(manySettings...) }), err: http1.ErrAnswer, dies: true, code: calm},
 	"a flood of unknown frames":   {say: repeated(mostControl+300, rawFrame(0xfa, 0)), err: http1.ErrAnswer, dies: true, code: calm},
 	"GOAWAY behind us":            {say: func(r *raw, id uint32) { _ = r.WriteGoAway(0, h2.ErrCodeNo, nil) }, err: http1.ErrUnsent, dies: true},
 	"GOAWAY, then an answer":      {say: func(r *raw, id uint32) { _ = r.WriteGoAway(id, h2.ErrCodeNo, nil); bodyOf("2", "ok")(r, id) }, body: "ok", dies: true},

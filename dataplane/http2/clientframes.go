@@ -51,6 +51,10 @@ func (c *ClientConn) settingsLocked(f *h2.SettingsFrame) error {
 		if err := one.Valid(); err != nil {
 			return err
 		}
+		// One may go through all streams, and a frame holds 2,730.
+		if err := c.budget.frame(); err != nil {
+			return err
+		}
 		switch one.ID {
 		case h2.SettingEnablePush:
 			if one.Val != 0 {

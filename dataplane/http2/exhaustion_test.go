@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ func TestFloodsEndTheConnection(t *testing.T) {
 		"streams beyond the limit": func(r *raw, i uint32) error { return open(r, 2*i+1) },
 		"PING":                     func(r *raw, i uint32) error { return r.WritePing(false, [8]byte{}) },
 		"SETTINGS":                 func(r *raw, i uint32) error { return r.WriteSettings() },
+		"SETTINGS, large":          func(r *raw, i uint32) error { return r.WriteSettings(manySettings...) },
 		"PRIORITY":                 func(r *raw, i uint32) error { return r.WritePriority(1, h2.PriorityParam{}) },
 		"WINDOW_UPDATE":            func(r *raw, i uint32) error { return r.WriteWindowUpdate(0, 1) },
 		"unknown frames":           func(r *raw, i uint32) error { return r.WriteRawFrame(0xbe, 0, 0, nil) },
@@ -96,6 +98,9 @@ func TestFloodsEndTheConnection(t *testing.T) {
 		t.Errorf("%d requests were at work at once", n)
 	}
 }
+
+// manySettings are what one frame holds, each of which changes all streams.
+var manySettings = slices.Repeat([]h2.Setting{{ID: h2.SettingInitialWindowSize, Val: 1}, {ID: h2.SettingInitialWindowSize, Val: 2}}, maxFrame/12)
 
 func open(r *raw, id uint32) error {
 	return r.WriteHeaders(h2.HeadersFrameParam{StreamID: id, BlockFragment: r.encode(post()...), EndHeaders: true})
