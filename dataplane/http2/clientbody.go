@@ -103,7 +103,7 @@ func (s *ClientStream) Buffered() int {
 	return n
 }
 
-// Close gives up what was not read.
+// Close gives up what was not read, and ends a Read that waits.
 func (s *ClientStream) Close() error {
 	s.c.mu.Lock()
 	defer s.c.mu.Unlock()
@@ -112,6 +112,10 @@ func (s *ClientStream) Close() error {
 		s.resetLocked(h2.ErrCodeCancel)
 	}
 	s.dropLocked()
+	if s.err == nil {
+		s.err = errBodyClosed
+	}
+	s.change.Broadcast()
 	return nil
 }
 

@@ -45,6 +45,7 @@ func (c *ClientConn) settingsLocked(f *h2.SettingsFrame) error {
 	}
 	if !c.greeted {
 		c.greeted, c.most = true, mostStreams
+		c.config.Changed()
 	}
 	for i := range f.NumSettings() {
 		one := f.Setting(i)
