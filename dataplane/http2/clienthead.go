@@ -6,6 +6,7 @@ import (
 
 	"golang.org/x/net/http2/hpack"
 
+	"portcullis.dev/portcullis/dataplane/admission"
 	"portcullis.dev/portcullis/dataplane/exchange"
 	"portcullis.dev/portcullis/dataplane/http1"
 )
@@ -83,7 +84,7 @@ func (h *answerHead) field(f hpack.HeaderField) {
 		}
 		h.length = int64(n)
 	default:
-		if !exchange.HopByHop(f.Name) {
+		if !exchange.HopByHop(f.Name) && (!h.trailer || admission.Trailer(f.Name)) {
 			h.fields = append(h.fields, exchange.Field{Name: f.Name, Value: f.Value})
 		}
 	}
