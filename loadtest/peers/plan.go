@@ -41,7 +41,7 @@ var near = []string{"portcullis", "nginx", "haproxy", "nginx-lua"}
 // plan returns the groups of a run over these peers.
 func plan(asked func(scenario string) bool, peers []peer) (all []group) {
 	for _, s := range scenarios() {
-		if !asked(s.name) {
+		if s.beside || !asked(s.name) {
 			continue
 		}
 		g := group{name: s.name}

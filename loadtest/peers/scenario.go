@@ -13,6 +13,11 @@ type scenario struct {
 	// token sends one caller's token; tokens those of many callers in turn.
 	token, tokens bool
 	h2            bool
+	// listed sends its one request from a list of so many, as the scenarios with many
+	// routes do: what the list costs the generator shows at the gateway, which wakes it.
+	listed int
+	// beside: it is measured in the groups of others only.
+	beside bool
 	// only these peers; nil: all that can do the set-up.
 	only []string
 }
@@ -20,9 +25,10 @@ type scenario struct {
 // load scenarios measure processor time per request under full load; what idle
 // connections hold and what a change does to latency is measured by itself.
 const (
-	idleScenario  = "idle"
-	applyScenario = "apply"
-	largeScenario = "1mb"
+	idleScenario   = "idle"
+	applyScenario  = "apply"
+	largeScenario  = "1mb"
+	listedScenario = "plain-listed"
 )
 
 func scenarios() []scenario {
@@ -30,6 +36,7 @@ func scenarios() []scenario {
 		{name: "plain", title: "plain HTTP/1.1", setup: setupPlain, path: smallPath},
 		{name: "10kb", title: "10 KB answer", setup: setupPlain, path: mediumPath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
 		{name: largeScenario, title: "1 MB answer", setup: setupPlain, path: largePath, only: []string{"portcullis", "nginx", "haproxy", "envoy", "net-http"}},
+		{name: listedScenario, title: "plain, sent from a list", setup: setupPlain, path: smallPath, listed: setupMyriad.routes(), beside: true, only: []string{"portcullis"}},
 		{name: "routes-1k", title: "1,000 routes", setup: setupKilo, path: smallPath},
 		{name: "routes-10k", title: "10,000 routes", setup: setupMyriad, path: smallPath},
 		{name: "jwt", title: "JWT RS256, same token", setup: setupJWT, path: smallPath, token: true},
@@ -55,6 +62,9 @@ func (r *rig) shape(s scenario) (out shape, err error) {
 	case s.tokens:
 		out.distinct = len(r.tokens.signed)
 		out.lines, err = r.list(s.name+".tsv", len(r.tokens.signed), func(i int) (string, string) { return out.path, r.tokens.signed[i] })
+	case s.listed > 0:
+		out.distinct = 1
+		out.lines, err = r.list(s.name+".tsv", s.listed, func(int) (string, string) { return out.path, "" })
 	case s.setup.routes() > 1:
 		out.distinct = s.setup.routes()
 		out.lines, err = r.list(s.name+".tsv", s.setup.routes(), func(i int) (string, string) { return s.setup.prefix(i) + s.path, "" })
@@ -96,8 +106,10 @@ func goals() []goal {
 	}
 	add("10kb", "10kb", "nginx", 1.1)
 	add(largeScenario, largeScenario, "nginx", 1.1)
-	add("routes-1k", "plain", "portcullis", 1.05)
-	add("routes-10k", "plain", "portcullis", 1.05)
+	for _, many := range []string{"routes-1k", "routes-10k"} {
+		add(many, listedScenario, "portcullis", 1.05)
+		all = append(all, goal{many + ": plain, sent from a list, of plain", many, cellName{listedScenario, "portcullis"}, cellName{"plain", "portcullis"}, 0})
+	}
 	add("jwt", "plain", "portcullis", 1.15)
 	add("jwt", "jwt", "haproxy", 0.35)
 	add("jwt", "jwt", "nginx-lua", 0.9)
@@ -107,7 +119,9 @@ func goals() []goal {
 	add("tls", "tls", "nginx", 1.0)
 	add("tls", "tls", "net-http", 0.5)
 	for _, s := range scenarios() {
-		add(s.name, s.name, "envoy", 0.8)
+		if !s.beside {
+			add(s.name, s.name, "envoy", 0.8)
+		}
 	}
 	return all
 }
