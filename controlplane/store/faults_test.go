@@ -60,7 +60,7 @@ func TestEveryWriteBreaks(t *testing.T) {
 			s.maxOps = 10
 			defer func() { s.maxOps = embeddedTxnOps - 16 }()
 			var c adminv1.Change
-			for i := range 150 {
+			for i := range 50 {
 				c.Upserts = append(c.Upserts, faultRoute(i))
 			}
 			v, err := s.Apply(ctx, at, &c, Meta{})
