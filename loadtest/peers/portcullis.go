@@ -14,12 +14,9 @@ import (
 // portcullis is a cluster of one control plane and one node, each a process of
 // its own: what is accounted for is the node's alone.
 type portcullis struct {
-	dir   string
-	setup setup
-	key   string
-	// givesWay lets the control plane have only the processor time that nobody else
-	// wants.
-	givesWay      bool
+	dir           string
+	setup         setup
+	key           string
 	control, node *process
 	// listens is where the control plane waits for the node, address and debug where
 	// the node serves requests and profiles.
@@ -91,18 +88,10 @@ func (c *portcullis) start(ctx context.Context, r *rig) (err error) {
 	}
 	c.listens = addresses[0]
 	// What the control plane does must not keep the load from being sent.
-	first := []string{"nice", "-n", "19"}
-	if c.givesWay {
-		self, err := os.Executable()
-		if err != nil {
-			return err
-		}
-		first = []string{self, "idle"}
-	}
-	c.control, err = launch(command{name: "portcullis controlplane", dir: c.dir, cpus: r.options.loadCPUs, args: append(first,
-		r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
+	c.control, err = launch(command{name: "portcullis controlplane", dir: c.dir, cpus: r.options.loadCPUs, args: []string{
+		"nice", "-n", "19", r.options.binary, "controlplane", "--name", "cp", "--data-dir", "cp",
 		"--control-listen", addresses[0], "--admin-listen", addresses[1], "--bus-listen", addresses[2], "--log-level", "warn",
-	)})
+	}})
 	if err != nil {
 		return err
 	}
