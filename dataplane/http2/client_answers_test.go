@@ -74,6 +74,8 @@ var heads = map[string]said{
 	"304 with a length":           {say: headOf(":status", "304", "content-length", "9")},
 	"no :status":                  {say: headOf("a", "b"), err: http1.ErrAnswer, code: protocol},
 	":status twice":               {say: headOf(":status", "200", ":status", "200"), err: http1.ErrAnswer, code: protocol},
+	":status twice, then empty":   {say: headOf(":status", "200", ":status", ""), err: http1.ErrAnswer, code: protocol},
+	":status late and empty":      {say: headOf("a", "b", ":status", ""), err: http1.ErrAnswer, code: protocol},
 	":status late":                {say: headOf("a", "b", ":status", "200"), err: http1.ErrAnswer, code: protocol},
 	":status is no number":        {say: headOf(":status", "2x0"), err: http1.ErrAnswer, code: protocol},
 	":status too long":            {say: headOf(":status", "0200"), err: http1.ErrAnswer, code: protocol},

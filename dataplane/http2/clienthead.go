@@ -101,8 +101,10 @@ func (h *answerHead) pseudo(name, value string) {
 		return
 	case h.regular:
 		h.bad("pseudo-header field behind another field")
+		return
 	case h.status != 0:
 		h.bad(":status twice")
+		return
 	case len(value) != 3 || value[0] < '1' || value[0] > '5' || !digit(value[1]) || !digit(value[2]):
 		h.bad("invalid :status")
 		return
