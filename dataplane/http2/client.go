@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -263,9 +264,20 @@ func (c *ClientConn) stopLocked(why error) {
 	_ = c.nc.SetReadDeadline(time.Unix(1, 0))
 }
 
+// readGuarded is read; a panic, which some answer may bring about, ends this connection
+// and not the process.
+func (c *ClientConn) readGuarded() (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = connectionError{h2.ErrCodeInternal, fmt.Sprintf("panic while reading: %v\n%s", v, debug.Stack())}
+		}
+	}()
+	return c.read()
+}
+
 // run reads until the connection ends, and ends everything on it.
 func (c *ClientConn) run() {
-	err := c.read()
+	err := c.readGuarded()
 	c.wake()
 	c.mu.Lock()
 	if c.ending == nil {

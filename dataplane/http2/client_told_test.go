@@ -3,9 +3,12 @@ package http2
 import (
 	"errors"
 	"io"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"golang.org/x/net/http2/hpack"
 )
 
 // An upstream that says no limit takes more than one that has said nothing yet: who
@@ -86,4 +89,27 @@ func TestClientKeepsToTheRuleForTrailers(t *testing.T) {
 	if trailer.Len() != 2 || trailer.Get("grpc-status") != "0" || trailer.Get("x-any") != "1" {
 		t.Errorf("%+v", trailer.Fields())
 	}
+}
+
+// What an answer makes go wrong in our own code ends its connection, and nothing else.
+func TestClientSurvivesAPanicOfItsReader(t *testing.T) {
+	answer := make(chan struct{})
+	c := connect(t, scriptedUpstream(t, func(r *raw) {
+		r.welcome()
+		id := r.requested()
+		<-answer
+		r.says(id, true, ":status", "200")
+		r.rest()
+	}))
+	asked := make(chan error, 1)
+	go func() {
+		_, _, err := c.ask(t, asking(wanted("GET", "/")))
+		asked <- err
+	}()
+	c.decoder.SetEmitFunc(func(hpack.HeaderField) { panic("broken") })
+	close(answer)
+	if err := <-asked; err == nil || !strings.Contains(err.Error(), "panic while reading: broken") {
+		t.Error(err)
+	}
+	c.dies(t)
 }
