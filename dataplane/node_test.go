@@ -210,9 +210,7 @@ spec: {endpoints: [{url: "UP"}]}
 		}
 		return err != nil
 	})
-	if err := n.Ready(); err == nil {
-		t.Error("a draining node is ready")
-	}
+	await(t, "the draining node to say that it is not ready", func() bool { return n.Ready() != nil })
 	select {
 	case err := <-done:
 		t.Fatalf("the node ended with a request in flight: %v", err)
