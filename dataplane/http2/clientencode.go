@@ -90,11 +90,8 @@ func appendRequestField(dst []byte, name, value string) []byte {
 // table either (7.1.3).
 func requestName(name string) (index uint64, how byte) {
 	var text [24]byte
-	if len(name) > len(text) {
+	if !fold(text[:], name) {
 		return 0, neverIndexed
-	}
-	for i := range len(name) {
-		text[i] = lower(name[i])
 	}
 	switch string(text[:len(name)]) {
 	case "accept-charset":

@@ -87,15 +87,23 @@ func lower(c byte) byte {
 	return c
 }
 
+// fold writes a name to text in lower case; it reports false when there is no room.
+func fold(text []byte, name string) bool {
+	if len(name) > len(text) {
+		return false
+	}
+	for i := range len(name) {
+		text[i] = lower(name[i])
+	}
+	return true
+}
+
 // staticName returns the name's index in the static table (RFC 7541, appendix A),
 // 0 when it has none, and how the field is written.
 func staticName(name string) (index uint64, how byte) {
 	var text [32]byte
-	if len(name) > len(text) {
+	if !fold(text[:], name) {
 		return 0, literal
-	}
-	for i := range len(name) {
-		text[i] = lower(name[i])
 	}
 	switch string(text[:len(name)]) {
 	case "accept-ranges":
